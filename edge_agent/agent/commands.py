@@ -56,17 +56,18 @@ class _Taken:
 
 
 class Operator(Protocol):
-    """Changes to the store, carried out by another process; `app.StoreProcess`. Raises StoreError, PackageError."""
+    """Changes to the store, carried out by another process, in `limit_s` seconds at most (None: the limit of orders);
+    `app.StoreProcess`. Raises StoreError, PackageError."""
 
-    async def install(self, package: str) -> Mapping[str, Any]:
+    async def install(self, package: str, limit_s: float | None = None) -> Mapping[str, Any]:
         """Install a package that lies in the incoming folder, by file name."""
         ...
 
-    async def remove(self, model: str, adapter: str | None) -> Mapping[str, Any]:
+    async def remove(self, model: str, adapter: str | None, limit_s: float | None = None) -> Mapping[str, Any]:
         """Remove a model or one adapter of it."""
         ...
 
-    async def rollback(self, model: str) -> Mapping[str, Any]:
+    async def rollback(self, model: str, limit_s: float | None = None) -> Mapping[str, Any]:
         """Return a model to the version before."""
         ...
 

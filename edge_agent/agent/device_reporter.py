@@ -20,10 +20,11 @@ from edge_agent.agent.ports import RetainedTopics, Transport
 from edge_agent.agent.served_model import ServedModel
 from edge_agent.agent.status_builder import Identity, IntervalFigures, StatusBuilder
 from edge_agent.base.clock import Clock
+from edge_agent.core.desired_state import DesiredState, InstalledPackages
 from edge_agent.core.model_lifecycle import ModelState
 from edge_agent.protocol import encode
 from edge_agent.protocol.envelope import LinkChange, Outbound
-from edge_agent.protocol.messages import Runtime, Severity, State
+from edge_agent.protocol.messages import NotTaken, Runtime, Severity, State
 
 log = logging.getLogger("edge_agent")
 EVENTS_PER_MINUTE = 20
@@ -98,6 +99,12 @@ class Publisher:
     def models(self, served_models: Mapping[str, ServedModel]) -> None:
         """Publish what can be asked."""
         self._transport.publish(self._builder.models(served_models))
+
+    def reported(
+        self, state: DesiredState | None, installed: InstalledPackages | None, not_taken: NotTaken | None
+    ) -> None:
+        """See `desired_keeper.ReportDesired`."""
+        self._transport.publish(self._builder.reported(state, installed, not_taken, self._transport.payload_limit))
 
     def telemetry(self, figures: IntervalFigures) -> None:
         """Publish an interval's figures."""

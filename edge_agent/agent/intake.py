@@ -6,7 +6,7 @@ Commands and cancels are handed on; what is none of these is refused, or dropped
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from edge_agent.agent.commands import Commands
@@ -35,17 +35,19 @@ from edge_agent.protocol import encode
 from edge_agent.protocol.decode import Bounds, Cancel, Command, Refusal, Request, decode
 from edge_agent.protocol.envelope import Inbound
 from edge_agent.protocol.messages import CommandReply, Reply
-from edge_agent.protocol.topics import CommandTarget, ReplyAllowed
+from edge_agent.protocol.topics import CommandTarget, DesiredTarget, ReplyAllowed
 
 GENERATOR_FORMS = frozenset({"prompt", "messages"})
 
 
 @dataclass(frozen=True, slots=True)
 class IntakeOptions:
-    """`queue_jobs`: requests that may be open at once on this device; `bounds`: what one message may hold."""
+    """`queue_jobs`: requests that may be open at once on this device; `bounds`: what one message may hold; `desired`
+    takes the messages on the desired topic."""
 
     queue_jobs: int
     bounds: Bounds
+    desired: Callable[[Inbound], None]
 
 
 class Intake:
@@ -93,6 +95,8 @@ class Intake:
             return self._cancel(decoded)
         elif isinstance(decoded, Command):
             await self._commands.take(decoded)
+        elif isinstance(self._context.topics.parse(message.topic), DesiredTarget):
+            self._options.desired(message)
         # Orders count, too, as if they came to nothing: nobody has use for a hundred a second.
         return False
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -19,6 +19,7 @@ from edge_agent.base.reading import Reading
 from edge_agent.bundle import drift_reference
 from edge_agent.bundle.catalog import Adapter, Variant
 from edge_agent.core import drift
+from edge_agent.core.desired_state import DesiredState, InstalledPackages, Item, ItemState
 from edge_agent.core.governor import ComputeGrant
 from edge_agent.core.latency import QuantileWindow
 from edge_agent.core.variant_fallback import FallbackState
@@ -77,8 +78,8 @@ class StatusBuilder:
 
     @property
     def retained_topics(self) -> tuple[str, ...]:
-        """The topics on which the broker retains what `status`, `info` and `models` build."""
-        return self._topics.status, self._topics.info, self._topics.models
+        """The topics on which the broker retains what `status`, `info`, `models` and `reported` build."""
+        return self._topics.status, self._topics.info, self._topics.models, self._topics.reported
 
     def status(self, state: State, reason: str) -> Outbound:
         """The retained status, which is also the last will ("connection lost") and the last words."""
@@ -121,6 +122,35 @@ class StatusBuilder:
         # 32 adapters of 150 classes fill a message: names and states matter more than lists that packages hold too.
         plain = [_without_labels(entry) for entry in body.models]
         return encode.retained(self._topics.models, msgspec.structs.replace(body, models=plain))
+
+    def reported(
+        self,
+        state: DesiredState | None,
+        installed: InstalledPackages | None,
+        not_taken: messages.NotTaken | None,
+        limit: encode.PayloadLimit,
+    ) -> Outbound:
+        """How far the device is with its desired state, retained. What is installed, and then the reasons, are left out
+        where the message would be larger than the broker takes."""
+        wall_s = self._clock.wall_s()
+        body = messages.Reported(
+            ts=wall_s,
+            boot_id=self.identity.boot_id,
+            seq=self._next(),
+            version=None if state is None else state.version,
+            state=None if state is None else _reported_state(state.summary),
+            items=[] if state is None else [_reported_item(item, wall_s + state.left_s) for item in state.items],
+            installed=None if installed is None else _installed_entries(installed),
+            not_taken=not_taken,
+        )
+        message = encode.retained(self._topics.reported, body)
+        if len(message.payload) > limit(message):
+            body = msgspec.structs.replace(body, installed=None)
+            message = encode.retained(self._topics.reported, body)
+        if len(message.payload) > limit(message):
+            short = [msgspec.structs.replace(item, reason=None, next=None) for item in body.items]
+            message = encode.retained(self._topics.reported, msgspec.structs.replace(body, items=short))
+        return message
 
     def telemetry(self, figures: IntervalFigures) -> Outbound:
         """An interval's figures."""
@@ -408,3 +438,41 @@ def _unknown(seen: TextStatistics, metrics: Mapping[str, float], reasons: dict[s
 
 def _too_few(texts: int) -> str:
     return f"{texts} texts in this interval, {drift.LEAST_TEXTS} are needed"
+
+
+REASON_CHARACTERS = 240
+"""Of a reason in `reported`: 128 items with one each fit a message."""
+
+
+def _reported_state(state: ItemState) -> Literal["pending", "applied", "refused", "rolled-back"]:
+    match state:
+        case ItemState.APPLIED:
+            return "applied"
+        case ItemState.REFUSED:
+            return "refused"
+        case ItemState.ROLLED_BACK:
+            return "rolled-back"
+        case _:
+            return "pending"
+
+
+def _reported_item(item: Item, until_s: float) -> messages.ReportedItem:
+    """`until_s`: wall clock when the whole version has ended at the latest."""
+    reason = item.reason if len(item.reason) <= REASON_CHARACTERS else f"{item.reason[: REASON_CHARACTERS - 3]}..."
+    return messages.ReportedItem(
+        model=item.wanted.model,
+        adapter=item.wanted.adapter,
+        package=item.wanted.package,
+        state=_reported_state(item.state),
+        since=item.since_s,
+        attempts=item.attempts,
+        reason=reason or None,
+        cause=None if item.cause is None else item.cause.value,
+        next=item.next or None,
+        until=None if item.ended else until_s,
+    )
+
+
+def _installed_entries(installed: InstalledPackages) -> list[messages.InstalledEntry]:
+    found = sorted(installed.current.items(), key=lambda one: (one[0][0], one[0][1] or ""))
+    return [messages.InstalledEntry(model=key[0], adapter=key[1], package=package) for key, package in found]

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from edge_agent.agent.canary import CanaryProber
 from edge_agent.agent.commands import Commands
 from edge_agent.agent.context import AckWindow, Context, full_grant
 from edge_agent.agent.context_sizing import Sizer
+from edge_agent.agent.desired_keeper import DesiredKeeper
 from edge_agent.agent.device_reporter import DeviceReporter, Publisher
 from edge_agent.agent.governor_loop import GovernorLoop
 from edge_agent.agent.host_monitor import Budget, HostMonitor
@@ -63,7 +64,9 @@ from edge_agent.sensors.jtop import JtopSource
 from edge_agent.sensors.memory import daemon_bytes
 from edge_agent.sensors.suite import SensorSuite
 from edge_agent.store.announced_state import AnnouncedFile
+from edge_agent.store.desired_file import DesiredFile
 from edge_agent.store.footprint_cache import FootprintFile
+from edge_agent.store.inbox_packages import InboxPackages
 from edge_agent.store.model_store import ModelStore
 from edge_agent.store.retained_topics import RetainedFile
 from edge_agent.store.state_folder import DaemonHold, be_owner, check_interpreter
@@ -128,8 +131,7 @@ def build(
     `trouble`: why the state folder is not held yet.
     """
     worker, state_dir = settings.worker, settings.store.state_dir
-    max_rows, threads = worker.max_rows, wiring.threads(settings)
-    spawn_options = wiring.spawn_options(settings)
+    max_rows, threads, spawn_options = worker.max_rows, wiring.threads(settings), wiring.spawn_options(settings)
 
     clock = SystemClock()
     sensors = _sensors(settings, sysroot)
@@ -176,10 +178,18 @@ def build(
 
     store = StoreProcess(config, settings.store.inbox_path)
     commands = Commands(context, manager, store, lambda: builder.diagnosis(manager.served_models, host.readings))
-    intake_options = IntakeOptions(settings.limits.queue_jobs, wiring.bounds(settings))
+    desired = _desired(settings, context, library, store, publisher)
+    intake_options = IntakeOptions(settings.limits.queue_jobs, wiring.bounds(settings), desired.receive)
     intake = Intake(context, intake_options, manager, server, events, commands)
     keepers = StateKeeper(context, hold, library, trouble), CodeWatch(context, hold.code, code_stamp)
-    return Agent(context, manager, server, intake, governor_loop, reporter, [guard, canary, *keepers])
+    return Agent(context, manager, server, intake, governor_loop, reporter, [guard, canary, desired, *keepers])
+
+
+def _desired(
+    settings: Settings, context: Context, library: ModelStore, store: StoreProcess, publisher: Publisher
+) -> DesiredKeeper:
+    inbox, storage = InboxSource(settings.store.inbox_path), DesiredFile(settings.store.state_dir)
+    return DesiredKeeper(context, library.packages, store, inbox, storage, publisher.reported)
 
 
 def _transport(settings: Settings, topics: Topics, will: Outbound) -> MqttTransport:
@@ -226,6 +236,17 @@ def _identity(settings: Settings, board: Board, threads: int) -> Identity:
     )
 
 
+class InboxSource:
+    """The packages of the incoming folder, looked for in a thread. Implements `desired_keeper.PackageSource`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._packages = InboxPackages(folder)
+
+    async def find(self, wanted: Collection[str]) -> Mapping[str, str]:
+        """See `desired_keeper.PackageSource`."""
+        return await asyncio.to_thread(self._packages.find, wanted)
+
+
 class StoreProcess:
     """Carries out store commands in `edge-agent install|remove|rollback` processes. Implements `commands.Operator`.
 
@@ -237,12 +258,12 @@ class StoreProcess:
         self._inbox = inbox
         self._order_s = order_s
 
-    async def install(self, package: str) -> Mapping[str, Any]:
+    async def install(self, package: str, limit_s: float | None = None) -> Mapping[str, Any]:
         """See `commands.Operator`; only names inside the incoming folder are taken. What is installed leaves it."""
         if "/" in package or package.startswith(".") or not package.isprintable() or not package:
             text = f"{package!r} is not the name of a file in the incoming folder"
             raise StoreError(text, str(self._inbox), cause=Cause.INVALID)
-        report = await self._run("install", str(self._inbox / package))
+        report = await self._run(limit_s, "install", str(self._inbox / package))
         await asyncio.to_thread(self._clear, self._inbox / package)
         return report
 
@@ -257,15 +278,16 @@ class StoreProcess:
         except OSError as error:
             log.warning("%s is installed and stays in the incoming folder: %s", package, error.strerror or error)
 
-    async def remove(self, model: str, adapter: str | None) -> Mapping[str, Any]:
+    async def remove(self, model: str, adapter: str | None, limit_s: float | None = None) -> Mapping[str, Any]:
         """See `commands.Operator`."""
-        return await self._run("remove", model, *(("--adapter", adapter) if adapter else ()))
+        return await self._run(limit_s, "remove", model, *(("--adapter", adapter) if adapter else ()))
 
-    async def rollback(self, model: str) -> Mapping[str, Any]:
+    async def rollback(self, model: str, limit_s: float | None = None) -> Mapping[str, Any]:
         """See `commands.Operator`."""
-        return await self._run("rollback", model)
+        return await self._run(limit_s, "rollback", model)
 
-    async def _run(self, verb: str, *arguments: str) -> Mapping[str, Any]:
+    async def _run(self, limit_s: float | None, verb: str, *arguments: str) -> Mapping[str, Any]:
+        order_s = self._order_s if limit_s is None else min(limit_s, self._order_s)
         command = module_command("edge_agent", verb, "--json", *arguments)
         if self._config is not None:
             command += ["--config", str(self._config)]
@@ -279,14 +301,14 @@ class StoreProcess:
         except OSError as error:
             raise StoreError(f"cannot be started: {error.strerror}", f"edge-agent {verb}", "try again later") from error
         try:
-            out, err = await asyncio.wait_for(process.communicate(), self._order_s)
+            out, err = await asyncio.wait_for(process.communicate(), order_s)
         except asyncio.CancelledError:
             process.terminate()
             raise
         except asyncio.TimeoutError as error:  # until Python 3.10 not the built-in one
             await _ended(process)
             raise StoreError(
-                f"the order was ended after {self._order_s:.0f} s; what was installed before is unchanged",
+                f"the order was ended after {order_s:.0f} s; what was installed before is unchanged",
                 f"edge-agent {verb}",
                 "run the command on the device, where it has no limit of time",
                 Cause.EXPIRED,

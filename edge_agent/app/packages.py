@@ -173,6 +173,7 @@ def report_fields(report: InstallReport) -> dict[str, Any]:
         "what": what + ("" if report.changed else " (was active already)"),
         "product": report.product,
         "counter": report.counter,
+        "package": report.package,
         "changed": report.changed,
         "models": [model.name for model in report.models],
         "lines": list(report.lines),

@@ -73,6 +73,12 @@ ORDER_END_S = 10.0
 LOAD_STALL_S = 60.0
 ADAPTERS_RESIDENT = 32
 
+# The desired state: things that it may name, and the running time that it may ask for. 128 items of `reported`, each
+# with two digests and a reason, fill two thirds of a message.
+DESIRED_ITEMS = 128
+DESIRED_LEAST_S = 60.0
+DESIRED_LONGEST_S = 30 * 86400.0
+
 # Packages.
 MANIFEST_BYTES = 4 * MIB
 MANIFEST_DEPTH = 12

@@ -24,7 +24,7 @@ from edge_agent.base.limits import PRIORITY_DEFAULT, PRIORITY_HIGHEST, PRIORITY_
 from edge_agent.base.units import bytes_text
 from edge_agent.protocol.envelope import Inbound
 from edge_agent.protocol.json_guard import quoted, repeated_key, too_deep
-from edge_agent.protocol.messages import ORDERS, CancelRequest, ChatMessage, InferRequest, Order
+from edge_agent.protocol.messages import ORDERS, CancelRequest, ChatMessage, Desired, InferRequest, Order
 from edge_agent.protocol.topics import (
     NAME,
     CancelTarget,
@@ -42,6 +42,7 @@ FORMS = ("text", "texts", "prompt", "messages")
 PARAMS = 16
 # All values of all parameters, nested ones included: an empty list is three bytes on the wire and 64 in memory.
 PARAM_VALUES = 1024
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _PARAM_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 
@@ -257,9 +258,17 @@ class Refusal:
     remaining_s: float = limits.DEADLINE_DEFAULT_S
 
 
-_B = TypeVar("_B", InferRequest, CancelRequest, Order)
+class _VersionOnly(msgspec.Struct):
+    """The part of a desired state that names it, whatever else is wrong with it."""
+
+    version: int | None = None
+
+
+_B = TypeVar("_B", InferRequest, CancelRequest, Order, Desired)
 _infer = msgspec.json.Decoder(InferRequest)
 _cancel = msgspec.json.Decoder(CancelRequest)
+_desired = msgspec.json.Decoder(Desired)
+_version_only = msgspec.json.Decoder(_VersionOnly)
 _orders: dict[str, msgspec.json.Decoder[Any]] = {name: msgspec.json.Decoder(body) for name, body in ORDERS.items()}
 _DEFAULT = Bounds()
 
@@ -267,7 +276,8 @@ _DEFAULT = Bounds()
 def decode(
     inbound: Inbound, *, topics: Topics, now_s: float, bounds: Bounds = _DEFAULT
 ) -> Request | Cancel | Command | Refusal | None:
-    """Any message by what its topic says; None for `desired` and for topics that are not ours. Never raises."""
+    """Any message by what its topic says; None for `desired` (see `decode_desired`) and for topics that are not ours.
+    Never raises."""
     target = topics.parse(inbound.topic)
     if isinstance(target, InferTarget):
         return decode_request(inbound, topics=topics, now_s=now_s, bounds=bounds)
@@ -358,6 +368,71 @@ def decode_command(inbound: Inbound, *, topics: Topics, now_s: float, bounds: Bo
         return _refusal(error, inbound, address)
 
 
+@dataclass(frozen=True, slots=True)
+class DesiredRefused:
+    """A message on the desired topic that is not taken; `version` is None where it has none that can be read."""
+
+    version: int | None
+    reason: str
+
+
+def decode_desired(inbound: Inbound, bounds: Bounds = _DEFAULT) -> Desired | DesiredRefused | None:
+    """A message on the desired topic, retained or not; None for an empty one, which withdraws. Never raises."""
+    if not inbound.payload:
+        return None
+    try:
+        body = _parse(inbound, _desired, bounds)
+        _check_desired(body)
+    except BadField as error:
+        return DesiredRefused(_version_in(inbound.payload, bounds), error.reason)
+    return body
+
+
+def _version_in(payload: bytes, bounds: Bounds) -> int | None:
+    if len(payload) > bounds.message_bytes or too_deep(payload, limits.JSON_DEPTH):
+        return None
+    try:
+        return _version_only.decode(payload).version
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def _check_desired(body: Desired) -> None:
+    """Raise BadField for a state that contradicts itself or that no device can reach."""
+    if not 0 < body.version < 2**53:
+        raise BadField(422, Cause.INVALID, "version: a whole number from 1 to 2^53 - 1 is needed")
+    least_s, most_s = limits.DESIRED_LEAST_S, limits.DESIRED_LONGEST_S
+    if not least_s <= body.policy.within_s <= most_s:
+        raise BadField(422, Cause.INVALID, f"policy.within_s: {least_s:.0f} to {most_s:.0f} seconds are needed")
+    if len(body.models) + sum(len(one.adapters) for one in body.models) > limits.DESIRED_ITEMS:
+        raise BadField(413, Cause.TOO_LARGE, f"models: more than {limits.DESIRED_ITEMS} models and adapters")
+    seen: set[tuple[str, str | None]] = set()
+    for index, model in enumerate(body.models):
+        where = f"models[{index}]"
+        _check_named(f"{where}.model", model.model, seen, (model.model, None))
+        _check_package(f"{where}.package", model.package)
+        if model.package is None and model.adapters:
+            raise BadField(422, Cause.INVALID, f"{where}: the model is to be removed, so it can have no adapters")
+        for place, one in enumerate(model.adapters):
+            inner = f"{where}.adapters[{place}]"
+            _check_named(f"{inner}.adapter", one.adapter, seen, (model.model, one.adapter))
+            _check_package(f"{inner}.package", one.package)
+
+
+def _check_named(field: str, name: str, seen: set[tuple[str, str | None]], key: tuple[str, str | None]) -> None:
+    if not NAME.fullmatch(name):
+        raise BadField(422, Cause.IMPOSSIBLE_NAME, f"{field}: {quoted(name, 80)} is no name that a package can have")
+    if key in seen:
+        raise BadField(422, Cause.INVALID, f"{field}: {quoted(name, 80)} is named twice")
+    seen.add(key)
+
+
+def _check_package(field: str, package: str | UnsetType | None) -> None:
+    if isinstance(package, str) and not _DIGEST.fullmatch(package):
+        text = f"{field}: sha256: and 64 digits from 0-9a-f are needed, the digest of the package's index; "
+        raise BadField(422, Cause.INVALID, f"{text}here: {quoted(package, 80)}")
+
+
 def _answerable(inbound: Inbound, topics: Topics, bounds: Bounds) -> ReplyAddress | Refusal | None:
     """The reply address, None where none is given, or a refusal that must not be answered."""
     if inbound.retained:
@@ -397,7 +472,7 @@ def _parse(inbound: Inbound, decoder: msgspec.json.Decoder[_B], bounds: Bounds, 
         raise BadField(400, Cause.MALFORMED, f"the body is not JSON: {quoted(str(error))}") from None
     if repeated is not None:
         raise BadField(400, Cause.MALFORMED, f"the key {quoted(repeated, 40)} stands twice in one object")
-    if isinstance(body.id, str) and not fit_id(body.id):
+    if not isinstance(body, Desired) and isinstance(body.id, str) and not fit_id(body.id):
         raise BadField(422, Cause.INVALID, f"id: 1 to {limits.CORRELATION_BYTES} bytes of printable text are needed")
     return body
 

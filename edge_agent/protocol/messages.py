@@ -98,6 +98,41 @@ ORDERS: dict[str, type[Order]] = {
     "diag": DiagOrder,
 }
 
+# ---- in: the desired state -----------------------------------------------------------------------------------------
+
+
+class DesiredAdapter(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """An adapter of a model, by the digest of the index of the package that brings it; null: it is not to be there."""
+
+    adapter: str
+    package: str | None
+
+
+class DesiredModel(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True, omit_defaults=True):
+    """A model by its package in the same way; without `package` the model is left as it is, only its adapters are
+    named."""
+
+    model: str
+    package: str | UnsetType | None = UNSET
+    adapters: list[DesiredAdapter] = msgspec.field(default_factory=list)
+
+
+class DesiredPolicy(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True, omit_defaults=True):
+    """How the state is reached: in so many seconds of the daemon's running time, after which what is still pending is
+    refused; what is installed and not named stays, or is removed."""
+
+    within_s: float = 86400.0
+    others: Literal["keep", "remove"] = "keep"
+
+
+class Desired(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True, omit_defaults=True):
+    """What the device is to hold (retained). Only a version above every earlier one is taken (docs/desired.md)."""
+
+    version: int
+    models: list[DesiredModel]
+    policy: DesiredPolicy = DesiredPolicy()
+
+
 # ---- out: answers --------------------------------------------------------------------------------------------------
 
 
@@ -235,6 +270,7 @@ EVENT_KINDS = (
     "events-lost",
     "state-folder",
     "removed",
+    "desired",
 )
 
 
@@ -350,6 +386,55 @@ class Models(Struct, frozen=True, kw_only=True):
     boot_id: str
     seq: int
     models: list[ModelEntry]
+
+
+class ReportedItem(Struct, frozen=True, kw_only=True):
+    """How far one thing is that `desired` names: `adapter` null is the model itself, `package` null asks for removal.
+
+    `since` is the wall clock when the state began. `reason` and `cause` say why it was refused or rolled back, or what
+    the last attempt met; `next` what happens next, and `until` when it has ended at the latest if the device runs, both
+    while it is pending.
+    """
+
+    model: str
+    adapter: str | None
+    package: str | None
+    state: Literal["pending", "applied", "refused", "rolled-back"]
+    since: float
+    attempts: int = 0
+    reason: str | None = None
+    cause: str | None = None
+    next: str | None = None
+    until: float | None = None
+
+
+class InstalledEntry(Struct, frozen=True, kw_only=True):
+    """What the store holds: the package that a model, or an adapter of it, came from."""
+
+    model: str
+    adapter: str | None
+    package: str
+
+
+class NotTaken(Struct, frozen=True, kw_only=True):
+    """The last message on `desired` that was not taken, and why; `version` null where none could be read."""
+
+    version: int | None
+    reason: str
+
+
+class Reported(Struct, frozen=True, kw_only=True):
+    """How far the device is with its desired state (retained). `version` and `state` are null before the first one.
+    `installed` is null where the store cannot be read, and where the message would be too large."""
+
+    ts: float
+    boot_id: str
+    seq: int
+    version: int | None
+    state: Literal["pending", "applied", "refused", "rolled-back"] | None
+    items: list[ReportedItem]
+    installed: list[InstalledEntry] | None
+    not_taken: NotTaken | None = None
 
 
 class Measured(Struct, frozen=True, kw_only=True):

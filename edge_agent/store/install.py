@@ -49,11 +49,13 @@ log = logging.getLogger("edge_agent.store")
 
 @dataclass(frozen=True, slots=True)
 class InstallReport:
-    """What an install did. `changed` is False where exactly these contents were already active."""
+    """What an install did. `package`: the digest of its index. `changed` is False where exactly these contents were
+    already active."""
 
     product: str
     channel: str
     counter: int
+    package: str
     models: tuple[InstalledModel, ...]
     changed: bool
     written_bytes: int
@@ -239,6 +241,7 @@ class Installer:
             product=release.product,
             channel=release.channel,
             counter=release.counter,
+            package=release.index.digest,
             models=tuple(trial.model for _, trial in trials),
             changed=bool(trials),
             written_bytes=written,

@@ -22,6 +22,7 @@ from edge_agent.base.errors import PackageError, StoreError
 from edge_agent.bundle.catalog import Adapter, InstalledModel, InstalledState
 from edge_agent.bundle.contents import AdapterItem, read_item, read_probes
 from edge_agent.bundle.probes import ProbeFile
+from edge_agent.core.desired_state import InstalledPackages
 from edge_agent.store import installed_models
 from edge_agent.store.crash_points import At, nowhere
 from edge_agent.store.disk import Blobs, translated
@@ -69,6 +70,7 @@ class ModelStore:
         self._state = StateFile(root)
         self._blobs = Blobs(root)
         self._seen: tuple[int, tuple[InstalledModel, ...], tuple[str, ...]] | None = None
+        self._packages: tuple[int, InstalledPackages] | None = None
 
     def recover(self) -> None:
         """Make the folders, and clean up after a change that was cut off. Every change begins with that, too.
@@ -126,6 +128,19 @@ class ModelStore:
             )
             for name, model in self._state.read().models.items()
         }
+
+    def packages(self) -> InstalledPackages:
+        """From which packages the models that can run and their adapters came. Raises StoreError."""
+        generation = self._state.generation()
+        if self._packages is None or self._packages[0] != generation:
+            models = self._state.read().models
+            current: dict[tuple[str, str | None], str] = {}
+            for name in [model.name for model in self.active() if model.name in models]:
+                current[name, None] = models[name].current.package
+                current |= {(name, one.name): one.package for one in models[name].current.adapters}
+            previous = {name: one.previous.package for name, one in models.items() if one.previous is not None}
+            self._packages = (generation, InstalledPackages(current, previous))
+        return self._packages[1]
 
     def models(self) -> tuple[ModelHistory, ...]:
         """Every model with its current and previous version."""

@@ -24,7 +24,7 @@ log = logging.getLogger("edge_agent.store")
 RETAINED_FILE = "retained.json"
 FILE_BYTES = 32 * limits.KIB
 TOPICS = 32
-"""Four for each name that the device has had; the oldest are forgotten."""
+"""Five for each name that the device has had; the oldest are forgotten."""
 
 
 class _Contents(Document, frozen=True, kw_only=True):

@@ -58,6 +58,7 @@ def test_a_packages_whole_life_over_mqtt(agent: AgentProcess, tmp_path: Path) ->
         async with desk(agent.broker) as table:  # type: ignore[attr-defined]
             done = await table.order("i1", "install", {"package": "one-1.tar"})
             assert (done["status"], done["result"]["models"]) == (200, ["echo"])
+            assert done["result"]["package"].startswith("sha256:")
             assert (await table.event("installed"))["severity"] == "info"
             assert not (inbox / "one-1.tar").exists(), "removed after its install"
             assert (inbox / "echo-2.tar").exists(), "another one stays"

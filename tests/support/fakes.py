@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from edge_agent.base.limits import GIB, MESSAGE_BYTES, MIB
 from edge_agent.base.reading import Reading, unavailable
 from edge_agent.bundle.catalog import Adapter, InstalledModel, InstalledState, TaskSpec, Variant
 from edge_agent.bundle.probes import ProbeFile
+from edge_agent.core.desired_state import DesiredState, InstalledPackages
 from edge_agent.protocol.envelope import NO_LISTENER, Backlog, Inbound, LinkListener, Outbound
 from edge_agent.protocol.worker_messages import (
     AdapterAttached,
@@ -175,6 +176,25 @@ class NothingAnnounced:
         self.state = dict(state)
 
 
+class NothingSaved:
+    """Implements `agent.desired_keeper.DesiredStorage`: nothing at the start, and nothing is kept."""
+
+    def read(self) -> DesiredState | None:
+        """See `DesiredStorage`."""
+        return None
+
+    def write(self, state: DesiredState) -> None:
+        """See `DesiredStorage`."""
+
+
+class NoSource:
+    """Implements `agent.desired_keeper.PackageSource`: no package is anywhere."""
+
+    async def find(self, _wanted: Collection[str]) -> Mapping[str, str]:
+        """See `PackageSource`."""
+        return {}
+
+
 class FakeLibrary:
     """A store in memory; every change makes a new generation."""
 
@@ -200,6 +220,14 @@ class FakeLibrary:
             name: InstalledState(one.version, one.variant.digest, tuple(adapter.name for adapter in one.adapters))
             for name, one in self._models.items()
         }
+
+    def packages(self) -> InstalledPackages:
+        """Every model, and every adapter, from a package of its own that is called as its variant or itself."""
+        current: dict[tuple[str, str | None], str] = {}
+        for name, one in self._models.items():
+            current[name, None] = one.variant.digest
+            current |= {(name, adapter.name): adapter.digest for adapter in one.adapters}
+        return InstalledPackages(current)
 
     def probes(self, model: InstalledModel, adapter: str | None = None) -> ProbeFile | None:
         """See `ports.Library`: what was put into `probe_files`, by variant name or adapter."""

@@ -15,6 +15,7 @@ from edge_agent.agent.canary import CanaryProber
 from edge_agent.agent.commands import Commands
 from edge_agent.agent.context import AckWindow, Context, full_grant
 from edge_agent.agent.context_sizing import LoadPlan, Sizer
+from edge_agent.agent.desired_keeper import DesiredKeeper
 from edge_agent.agent.device_reporter import DeviceReporter, Publisher
 from edge_agent.agent.governor_loop import GovernorLoop
 from edge_agent.agent.host_monitor import HostMonitor
@@ -40,7 +41,16 @@ from edge_agent.protocol.decode import Bounds
 from edge_agent.protocol.envelope import Inbound
 from edge_agent.protocol.messages import Runtime
 from edge_agent.protocol.topics import Topics
-from tests.support.fakes import FakeLibrary, FakeSensors, FakeSpawner, FakeTransport, NothingAnnounced, Plan
+from tests.support.fakes import (
+    FakeLibrary,
+    FakeSensors,
+    FakeSpawner,
+    FakeTransport,
+    NoSource,
+    NothingAnnounced,
+    NothingSaved,
+    Plan,
+)
 from tests.support.virtual_time import run, settle
 
 PREFIX, NAME = "edge/v1", "dev"
@@ -54,15 +64,15 @@ class FakeOperator:
         self.fault: Exception | None = None
         self.takes_s = 0.0
 
-    async def install(self, package: str) -> Mapping[str, Any]:
+    async def install(self, package: str, limit_s: float | None = None) -> Mapping[str, Any]:
         """See `Operator`."""
         return await self._do("install", package)
 
-    async def remove(self, model: str, adapter: str | None) -> Mapping[str, Any]:
+    async def remove(self, model: str, adapter: str | None, limit_s: float | None = None) -> Mapping[str, Any]:
         """See `Operator`."""
         return await self._do("remove", model, *([adapter] if adapter else []))
 
-    async def rollback(self, model: str) -> Mapping[str, Any]:
+    async def rollback(self, model: str, limit_s: float | None = None) -> Mapping[str, Any]:
         """See `Operator`."""
         return await self._do("rollback", model)
 
@@ -138,11 +148,19 @@ class Device:
             self.context, identity, self.publisher, self.manager, self.host, self.guard, self._runtimes
         )
         self.commands = Commands(self.context, self.manager, self.operator, dict)
-        options = IntakeOptions(queue_jobs, Bounds())
+        self.desired = DesiredKeeper(
+            self.context,
+            self.library.packages,
+            self.operator,
+            given.get("source") or NoSource(),
+            given.get("desired") or NothingSaved(),
+            self.publisher.reported,
+        )
+        options = IntakeOptions(queue_jobs, Bounds(), self.desired.receive)
         self.intake = Intake(self.context, options, self.manager, self.server, events, self.commands)
         self.probes: dict[str | tuple[str, str], ProbeFile] = {}
         self.canary = CanaryProber(self.context, self.manager, self._probes_of, canary_s)
-        background = [self.guard, self.canary]
+        background = [self.guard, self.canary, self.desired]
         self.agent = Agent(self.context, self.manager, self.server, self.intake, self.watch, self.reporter, background)
         self._acks = 0
 

@@ -15,15 +15,17 @@ from edge_agent.protocol.decode import (
     Bounds,
     Cancel,
     Command,
+    DesiredRefused,
     Refusal,
     Request,
     decode,
     decode_cancel,
     decode_command,
+    decode_desired,
     decode_request,
 )
 from edge_agent.protocol.envelope import Inbound
-from edge_agent.protocol.messages import AdapterOrder, InstallOrder, ModelOrder
+from edge_agent.protocol.messages import AdapterOrder, Desired, InstallOrder, ModelOrder
 from edge_agent.protocol.topics import Topics
 
 TOPICS = Topics("edge/v1", "pi")
@@ -324,6 +326,62 @@ def test_other_topics_are_none_of_our_business() -> None:
     foreign = decode_request(Inbound("x", b"{}"), topics=TOPICS, now_s=NOW_S)
     assert isinstance(foreign, Refusal)
     assert (foreign.status, foreign.cause) == (404, Cause.UNKNOWN_TOPIC)
+
+
+A = "sha256:" + "a" * 64
+
+
+def desired(body: object) -> Desired | DesiredRefused | None:
+    return decode_desired(Inbound(TOPICS.desired, body if isinstance(body, bytes) else json.dumps(body).encode()))
+
+
+def test_a_desired_state_names_models_and_adapters_by_package() -> None:
+    body = {"version": 7, "models": [{"model": "m", "package": A, "adapters": [{"adapter": "a", "package": None}]}]}
+    taken = desired(body)
+    assert isinstance(taken, Desired)
+    assert (taken.version, taken.policy.others, taken.policy.within_s) == (7, "keep", 86400.0)
+    retained = decode_desired(Inbound(TOPICS.desired, json.dumps(body).encode(), retained=True))
+    assert retained == taken, "the broker repeats it at every connection"
+    assert desired(b"") is None
+
+
+@pytest.mark.parametrize(
+    ("body", "version", "reason"),
+    [
+        (b"{", None, "the body is not JSON"),
+        ({"models": []}, None, "missing required field `version`"),
+        ({"version": 3, "models": [], "hurry": 1}, 3, "unknown field `hurry`"),
+        ({"version": 0, "models": []}, 0, "version: a whole number from 1"),
+        ({"version": 3, "models": [{"model": "a b", "package": A}]}, 3, "models[0].model: a b is no name"),
+        (
+            {"version": 3, "models": [{"model": "m", "package": "latest"}]},
+            3,
+            "models[0].package: sha256: and 64 digits",
+        ),
+        ({"version": 3, "models": [{"model": "m"}, {"model": "m"}]}, 3, "models[1].model: m is named twice"),
+        (
+            {"version": 3, "models": [{"model": "m", "package": None, "adapters": [{"adapter": "a", "package": A}]}]},
+            3,
+            "models[0]: the model is to be removed",
+        ),
+        (
+            {"version": 3, "models": [{"model": "m", "adapters": [{"adapter": "a", "package": A}] * 2}]},
+            3,
+            "models[0].adapters[1].adapter: a is named twice",
+        ),
+        ({"version": 3, "models": [], "policy": {"within_s": 1}}, 3, "policy.within_s: 60 to 2592000 seconds"),
+        ({"version": 3, "models": [{"model": f"m{n}"} for n in range(129)]}, 3, "more than 128"),
+    ],
+)
+def test_a_desired_state_that_cannot_be_taken_says_why(body: object, version: int | None, reason: str) -> None:
+    refused = desired(body)
+    assert isinstance(refused, DesiredRefused)
+    assert refused.version == version and reason in refused.reason
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_on_the_desired_topic_raise(payload: bytes) -> None:
+    assert isinstance(desired(payload), DesiredRefused) or payload == b""
 
 
 JSON = st.recursive(

@@ -1,0 +1,343 @@
+"""Brings the device to the state that `desired` names, and reports how far it is.
+
+What is to be done next is decided by `core.desired_state`; the changes of the store run in processes of their own
+(`commands.Operator`), one at a time. The state is saved before an attempt begins, so that attempts which take the board
+down are counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Callable, Collection, Coroutine, Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from edge_agent.agent.commands import Operator
+from edge_agent.agent.context import Context
+from edge_agent.base.causes import Cause
+from edge_agent.base.errors import EdgeError
+from edge_agent.core.desired_state import (
+    RESTART_S,
+    Attempt,
+    DesiredState,
+    InstalledPackages,
+    Item,
+    ItemState,
+    StoreAction,
+    Surroundings,
+    Wanted,
+)
+from edge_agent.protocol.decode import DesiredRefused, decode_desired
+from edge_agent.protocol.envelope import Inbound
+from edge_agent.protocol.messages import Desired, NotTaken
+
+log = logging.getLogger("edge_agent")
+LOOK_S = 1.0
+SCAN_S = 10.0
+"""How often the sources are looked through while something waits for a package."""
+SAVE_S = RESTART_S - 5.0
+"""The time spent is saved this often; a restart costs RESTART_S, so no running time is lost."""
+REPORT_S = 300.0
+"""The state is published again so often, for a broker that has lost it."""
+
+
+class DesiredStorage(Protocol):
+    """Keeps the desired state over restarts. Implemented by `store.desired_file.DesiredFile`."""
+
+    def read(self) -> DesiredState | None:
+        """What was saved last; None where there is nothing that can be read."""
+        ...
+
+    def write(self, state: DesiredState) -> None:
+        """Save it, atomically. Raises StoreError."""
+        ...
+
+
+class PackageSource(Protocol):
+    """Where packages are looked for. Implemented by `app.daemon.InboxSource`."""
+
+    def find(self, wanted: Collection[str]) -> Coroutine[Any, Any, Mapping[str, str]]:
+        """For digests that are wanted and can be had now: what `Operator.install` takes."""
+        ...
+
+
+class ReportDesired(Protocol):
+    """Publish `reported`; `agent.device_reporter.Publisher.reported`."""
+
+    def __call__(
+        self, state: DesiredState | None, installed: InstalledPackages | None, not_taken: NotTaken | None
+    ) -> None:
+        """What the device works on, what it holds (None: the store cannot be read), and what it did not take."""
+        ...
+
+
+class DesiredKeeper:
+    """Takes messages on `desired` and works towards the newest. Implements `agent.loop.Background`."""
+
+    def __init__(
+        self,
+        context: Context,
+        read_installed: Callable[[], InstalledPackages],
+        operator: Operator,
+        source: PackageSource,
+        storage: DesiredStorage,
+        report: ReportDesired,
+    ) -> None:
+        """`read_installed` may raise EdgeError."""
+        self._context = context
+        self._read_installed = read_installed
+        self._operator = operator
+        self._source = source
+        self._storage = storage
+        self._report = report
+        self._installed: InstalledPackages | None = None
+        self._offered: Mapping[str, str] = {}
+        self._scan: asyncio.Task[Mapping[str, str]] | None = None
+        self._scanned_s: float | None = None
+        self._attempt: tuple[Attempt, asyncio.Task[None]] | None = None
+        self._not_taken: NotTaken | None = None
+        self._connected = False
+        self._reported: tuple[float, object] | None = None
+        # What of the state is on the disk: the items, and the time spent.
+        self._saved: tuple[object, float] | None = None
+        self._trouble = ""
+        self._state = storage.read()
+        self._announced = None if self._state is None else (self._state.version, self._state.summary)
+        if self._state is not None:
+            self._state.restarted(context.clock.wall_s())
+
+    @property
+    def state(self) -> DesiredState | None:
+        """What the device works on, or has ended with."""
+        return self._state
+
+    async def run(self) -> None:
+        """Look once a second, until cancelled; an attempt under way is stopped then."""
+        try:
+            while True:
+                self.tick()
+                await asyncio.sleep(LOOK_S)
+        finally:
+            await self.close()
+
+    async def close(self) -> None:
+        """Stop what is under way, in order: that is no attempt which took the device down."""
+        running, self._attempt = self._attempt, None
+        for task in (self._scan, None if running is None else running[1]):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        if running is not None and self._state is not None:
+            stopped = (Cause.UNAVAILABLE, "the daemon was stopped during an attempt")
+            self._state.attempt_ended(running[0].wanted, stopped, self._around())
+            self._save()
+
+    def receive(self, message: Inbound) -> None:
+        """A message on the desired topic: the broker's retained one, a new one, a duplicate, or an old one."""
+        decoded = decode_desired(message)
+        if decoded is None:
+            self._withdraw()
+        elif isinstance(decoded, DesiredRefused):
+            self._refuse(decoded.version, decoded.reason)
+        else:
+            self._take(decoded)
+
+    def tick(self) -> None:
+        """Look at the store and the sources; begin what can be begun, save and publish what has changed."""
+        self._take_scan()
+        self._end_attempt()
+        around, state = self._around(), self._state
+        if state is not None:
+            attempt = state.look(around)
+            if attempt is not None:
+                self._begin(state, attempt)
+            self._save_if_due(state)
+            self._look_for_packages(state)
+            self._announce_end(state)
+        self._publish_if_due()
+
+    # ---- what arrives ----------------------------------------------------------------------------------------------
+
+    def _take(self, body: Desired) -> None:
+        fingerprint = hashlib.sha256(msgspec.json.encode(body, order="sorted")).hexdigest()
+        now = self._state
+        if now is not None and body.version == now.version:
+            if fingerprint != now.fingerprint:
+                self._refuse(body.version, f"version {body.version} was taken with other contents; give a higher one")
+            return
+        if now is not None and body.version < now.version:
+            self._refuse(body.version, f"version {body.version} is older than {now.version}, which was taken")
+            return
+        self._stop_attempt()
+        items = [Item(wanted, since_s=self._context.clock.wall_s()) for wanted in _wanted(body)]
+        remove_others = body.policy.others == "remove"
+        self._state = DesiredState(
+            body.version, body.policy.within_s, items, fingerprint=fingerprint, remove_others=remove_others
+        )
+        self._not_taken, self._announced, self._scanned_s = None, None, None
+        before = "" if now is None or now.ended else f"; version {now.version} had not ended"
+        text = f"version {body.version} is taken: {len(items)} things, within {body.policy.within_s:.0f} s{before}"
+        self._context.announce("desired", text, {"version": body.version}, "info")
+        self._save()
+
+    def _refuse(self, version: int | None, reason: str) -> None:
+        not_taken = NotTaken(version=version, reason=reason)
+        if not_taken != self._not_taken:  # the broker repeats what it retains at every connection
+            self._not_taken = not_taken
+            self._context.announce("desired", f"not taken: {reason}", {"version": version})
+
+    def _withdraw(self) -> None:
+        state = self._state
+        self._not_taken = None
+        if state is None or state.ended:
+            return
+        self._stop_attempt()
+        state.withdraw(self._context.clock.wall_s())
+        self._save()
+
+    # ---- what is done ----------------------------------------------------------------------------------------------
+
+    def _begin(self, state: DesiredState, attempt: Attempt) -> None:
+        self._save()
+        if self._trouble and attempt.action is not StoreAction.REMOVE:
+            unsaved = (Cause.DISK_FULL, f"the state cannot be saved: {self._trouble}")
+            state.attempt_ended(attempt.wanted, unsaved, self._around())
+            return
+        task = asyncio.create_task(self._carry_out(attempt), name=f"desired-{attempt.action.value}")
+        self._attempt = (attempt, task)
+
+    async def _carry_out(self, attempt: Attempt) -> None:
+        wanted, limit_s = attempt.wanted, attempt.limit_s
+        if attempt.action is StoreAction.REMOVE:
+            await self._operator.remove(wanted.model, wanted.adapter, limit_s)
+        elif attempt.action is StoreAction.ROLL_BACK:
+            await self._operator.rollback(wanted.model, limit_s)
+        else:
+            await self._operator.install(self._offered[wanted.package or ""], limit_s)
+
+    def _end_attempt(self) -> None:
+        if self._attempt is None or self._state is None or not self._attempt[1].done():
+            return
+        (attempt, task), self._attempt = self._attempt, None
+        self._scanned_s = None  # what was installed has left the folder
+        self._state.attempt_ended(attempt.wanted, _failure(task), self._around())
+        self._save()
+
+    def _stop_attempt(self) -> None:
+        """The attempt is for a version that nobody wants any more. Its process is told to end, which it may at any
+        moment; the store shows the old state or the new one."""
+        if self._attempt is not None:
+            (_, task), self._attempt = self._attempt, None
+            task.add_done_callback(_note_stopped)
+            task.cancel()
+
+    def _look_for_packages(self, state: DesiredState) -> None:
+        """Begin to look through the sources, where a package is waited for."""
+        wanted = {item.wanted.package for item in state.items if item.state is ItemState.PENDING} - {None}
+        now_s = self._context.clock.monotonic_s()
+        due = self._scanned_s is None or now_s - self._scanned_s >= SCAN_S
+        if wanted and due and self._scan is None and self._attempt is None:
+            self._scanned_s = now_s
+            find = self._source.find({one for one in wanted if one is not None})
+            self._scan = asyncio.create_task(find, name="desired-sources")
+
+    def _take_scan(self) -> None:
+        if self._scan is None or not self._scan.done():
+            return
+        task, self._scan = self._scan, None
+        if task.cancelled() or (error := task.exception()) is not None:
+            log.error("the sources of packages cannot be looked through: %r", None if task.cancelled() else error)
+            self._offered = {}
+        else:
+            self._offered = task.result()
+
+    def _around(self) -> Surroundings:
+        try:
+            self._installed = self._read_installed()
+        except EdgeError as error:
+            log.debug("what is installed cannot be read: %s", error)
+            self._installed = None
+        clock = self._context.clock
+        return Surroundings(self._installed, self._offered, not self._trouble, clock.monotonic_s(), clock.wall_s())
+
+    # ---- what is kept and told -------------------------------------------------------------------------------------
+
+    def _save_if_due(self, state: DesiredState) -> None:
+        known = self._saved
+        if known is None or known[0] != _marks(state) or abs(state.spent_s - known[1]) >= SAVE_S:
+            self._save()
+
+    def _save(self) -> None:
+        if self._state is None:
+            return
+        try:
+            self._storage.write(self._state)
+        except EdgeError as error:
+            if not self._trouble:
+                log.error("the desired state cannot be saved, so nothing is begun but removals: %s", error)
+            self._trouble, self._saved = str(error), None
+        else:
+            self._trouble, self._saved = "", (_marks(self._state), self._state.spent_s)
+
+    def _announce_end(self, state: DesiredState) -> None:
+        """An event at the end of a version, and whenever that end changes."""
+        summary = state.summary
+        if summary is ItemState.PENDING or self._announced == (state.version, summary):
+            return
+        self._announced = (state.version, summary)
+        wrong = [f"{item.wanted.text()} {item.state.value}: {item.reason}" for item in state.items if item.reason]
+        text = "; ".join([f"version {state.version} has ended: {summary.value}", *wrong[:3]])
+        applied = summary is ItemState.APPLIED
+        self._context.announce(
+            "desired", text, {"version": state.version, "state": summary.value}, "info" if applied else "warning"
+        )
+
+    def _publish_if_due(self) -> None:
+        connected, now_s = self._context.transport.connected, self._context.clock.monotonic_s()
+        shown = (None if self._state is None else (self._state.version, _shown(self._state)), self._installed)
+        marks = (shown, self._not_taken)
+        came, self._connected = connected and not self._connected, connected
+        if not connected:
+            return
+        if came or self._reported is None or self._reported[1] != marks or now_s - self._reported[0] >= REPORT_S:
+            self._reported = (now_s, marks)
+            self._report(self._state, self._installed, self._not_taken)
+
+
+def _note_stopped(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.info("an attempt for an earlier desired state ended: %s", error)
+
+
+def _failure(task: asyncio.Task[None]) -> tuple[Cause, str] | None:
+    if task.cancelled():
+        return Cause.UNAVAILABLE, "the attempt was stopped"
+    error = task.exception()
+    if error is None:
+        return None
+    if isinstance(error, EdgeError):
+        return error.cause, str(error)
+    log.error("%s ended: %r", task.get_name(), error, exc_info=error)
+    return Cause.AGENT_ERROR, f"an error of the agent: {type(error).__name__}"
+
+
+def _wanted(body: Desired) -> list[Wanted]:
+    found = []
+    for model in body.models:
+        if not isinstance(model.package, msgspec.UnsetType):
+            found.append(Wanted(model.model, None, model.package))
+        found.extend(Wanted(model.model, one.adapter, one.package) for one in model.adapters)
+    return found
+
+
+def _marks(state: DesiredState) -> tuple[object, ...]:
+    """What must be on the disk."""
+    return (state.version, *((one.wanted, one.state, one.attempts, one.cut_off) for one in state.items))
+
+
+def _shown(state: DesiredState) -> tuple[object, ...]:
+    """What operators see of the items."""
+    return tuple((one.wanted, one.state, one.attempts, one.reason, one.next) for one in state.items)

@@ -1,0 +1,315 @@
+"""Messages on `desired` become attempts, one at a time, and `reported`; restarts, old messages and a full disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from edge_agent.base.causes import Cause
+from edge_agent.base.errors import StoreError
+from edge_agent.core.desired_state import DesiredState, ItemState
+from edge_agent.protocol.envelope import Inbound
+from edge_agent.store.desired_file import DesiredFile
+from tests.support.fakes import FakeLibrary, a_model, a_variant
+from tests.support.in_process import NAME, PREFIX, Device
+from tests.support.virtual_time import later
+
+P1, P2 = "sha256:" + "1" * 64, "sha256:" + "2" * 64
+
+
+class Shop:
+    """A source that a test fills."""
+
+    def __init__(self, *digests: str) -> None:
+        self.digests = set(digests)
+
+    async def find(self, wanted: Collection[str]) -> Mapping[str, str]:
+        """See `PackageSource`."""
+        return {digest: f"{digest[7]}.tar" for digest in wanted if digest in self.digests}
+
+
+class Installer:
+    """An operator that installs into a FakeLibrary after `takes_s`, or raises `faults` in turn."""
+
+    def __init__(self, library: FakeLibrary, takes_s: float = 1.0) -> None:
+        self.library, self.takes_s = library, takes_s
+        self.calls: list[tuple[Any, ...]] = []
+        self.faults: list[Exception] = []
+
+    async def install(self, package: str, limit_s: float | None = None) -> Mapping[str, Any]:
+        """See `Operator`."""
+        await self._spend("install", package, limit_s)
+        self.library.install(a_model("m", a_variant(package[0] * 64)))
+        return {}
+
+    async def remove(self, model: str, adapter: str | None, limit_s: float | None = None) -> Mapping[str, Any]:
+        """See `Operator`."""
+        await self._spend("remove", model, limit_s)
+        self.library.remove(model)
+        return {}
+
+    async def rollback(self, model: str, limit_s: float | None = None) -> Mapping[str, Any]:
+        """See `Operator`."""
+        await self._spend("rollback", model, limit_s)
+        return {}
+
+    async def _spend(self, *call: Any) -> None:
+        self.calls.append(call)
+        await later(self.takes_s)
+        if self.faults:
+            raise self.faults.pop(0)
+
+
+class FullDisk(DesiredFile):
+    """A file whose disk is full while `full` is set."""
+
+    full = False
+
+    def write(self, state: DesiredState) -> None:
+        """See `DesiredStorage`."""
+        if self.full:
+            raise StoreError("the disk says: No space left on device", cause=Cause.DISK_FULL)
+        super().write(state)
+
+
+def parts(folder: Path, *digests: str) -> dict[str, Any]:
+    library = FakeLibrary()
+    return {
+        "library": library,
+        "source": Shop(*digests),
+        "operator": Installer(library),
+        "desired": FullDisk(folder),
+    }
+
+
+def message(version: int, package: str | None = P1, **more: Any) -> Inbound:
+    body = {"version": version, "models": [{"model": "m", "package": package}], **more}
+    return Inbound(f"{PREFIX}/{NAME}/desired", json.dumps(body).encode(), qos=1, retained=True)
+
+
+def reported(device: Device) -> dict[str, Any]:
+    found = [one for one in device.transport.published if one.topic == f"{PREFIX}/{NAME}/reported"]
+    assert found and all(one.retain for one in found)
+    body: dict[str, Any] = json.loads(found[-1].payload)
+    return body
+
+
+async def pass_s(device: Device, seconds: int) -> None:
+    for _ in range(seconds):
+        device.desired.tick()
+        await later(1.0)
+    device.desired.tick()
+
+
+def test_a_package_that_is_there_is_installed_and_reported(tmp_path: Path) -> None:
+    async def scenario(device: Device) -> None:
+        device.desired.tick()
+        first = reported(device)
+        assert (first["version"], first["state"], first["items"], first["installed"]) == (None, None, [], [])
+        await device.intake.take(message(7))
+        await pass_s(device, 1)
+        (item,) = reported(device)["items"]
+        assert item["state"] == "pending" and item["until"] - reported(device)["ts"] > 86_000
+        await pass_s(device, 5)
+        last = reported(device)
+        assert (last["version"], last["state"]) == (7, "applied")
+        assert last["items"][0] | {"since": 0} == {
+            "model": "m", "adapter": None, "package": P1, "state": "applied", "since": 0, "attempts": 1,
+            "reason": None, "cause": None, "next": None, "until": None,
+        }  # fmt: skip
+        assert last["installed"] == [{"model": "m", "adapter": None, "package": P1}]
+        (call,) = device.operator.calls
+        assert call[:2] == ("install", "1.tar") and 86_000 < call[2] <= 86_400
+
+    device = Device.run(scenario, ports=parts(tmp_path, P1))
+    assert [text for kind, text in device.events if kind == "desired"] == [
+        "version 7 is taken: 1 things, within 86400 s",
+        "version 7 has ended: applied",
+    ]
+
+
+def test_duplicates_old_versions_and_other_contents_change_nothing(tmp_path: Path) -> None:
+    async def scenario(device: Device) -> None:
+        for one in (message(7), message(7), message(5, P2), message(7, P2)):
+            await device.intake.take(one)
+        await pass_s(device, 10)
+        assert len(device.operator.calls) == 1
+        assert reported(device)["state"] == "applied"
+        assert reported(device)["not_taken"] == {
+            "version": 7,
+            "reason": "version 7 was taken with other contents; give a higher one",
+        }
+        await device.intake.take(Inbound(f"{PREFIX}/{NAME}/desired", b"{}", retained=True))
+        await pass_s(device, 1)
+        assert reported(device)["not_taken"]["version"] is None and reported(device)["version"] == 7
+        await device.intake.take(message(8))
+        await pass_s(device, 3)
+        assert (reported(device)["version"], reported(device)["not_taken"]) == (8, None)
+
+    Device.run(scenario, ports=parts(tmp_path, P1, P2))
+
+
+def test_a_newer_version_stops_the_attempt_for_the_older_one(tmp_path: Path) -> None:
+    ports = parts(tmp_path, P1, P2)
+    ports["operator"].takes_s = 100.0
+
+    async def scenario(device: Device) -> None:
+        await device.intake.take(message(1))
+        await pass_s(device, 5)
+        await device.intake.take(message(2, P2))
+        await pass_s(device, 110)
+        assert [call[:2] for call in device.operator.calls] == [("install", "1.tar"), ("install", "2.tar")]
+        assert reported(device)["installed"] == [{"model": "m", "adapter": None, "package": P2}]
+        assert (reported(device)["version"], reported(device)["state"]) == (2, "applied")
+
+    Device.run(scenario, ports=ports)
+
+
+def test_a_source_that_vanishes_is_waited_for_until_the_time_is_up(tmp_path: Path) -> None:
+    async def scenario(device: Device) -> None:
+        await device.intake.take(message(1, policy={"within_s": 120}))
+        await pass_s(device, 60)
+        (item,) = reported(device)["items"]
+        assert item["next"] == "waits for the package, which is in no source"
+        await pass_s(device, 60)
+        (item,) = reported(device)["items"]
+        assert (item["state"], item["cause"]) == ("refused", "expired")
+        assert item["reason"] == "not done within 120 s of running: it waits for the package, which is in no source"
+        assert device.operator.calls == []
+
+    Device.run(scenario, ports=parts(tmp_path))
+
+
+def test_a_refusal_and_a_failure_carry_the_cause_of_the_install(tmp_path: Path) -> None:
+    ports = parts(tmp_path, P1)
+    ports["operator"].faults = [
+        StoreError("another install is at work", cause=Cause.BUSY),
+        RuntimeError("a bug"),
+        StoreError("the signature does not fit", cause=Cause.SIGNATURE),
+    ]
+
+    async def scenario(device: Device) -> None:
+        await device.intake.take(message(1))
+        await pass_s(device, 12)
+        (item,) = reported(device)["items"]
+        assert (item["state"], item["cause"], item["attempts"]) == ("pending", "agent-error", 1)
+        assert item["next"] == "tried again in 10 s"
+        await pass_s(device, 20)
+        (item,) = reported(device)["items"]
+        assert (item["state"], item["cause"]) == ("refused", "signature")
+        assert item["reason"] == "the signature does not fit"
+
+    Device.run(scenario, ports=ports)
+
+
+def test_a_killed_daemon_begins_where_it_was_and_counts_the_attempt(tmp_path: Path) -> None:
+    """Three daemons in turn are killed in the middle of the attempt; the fourth gives the package up."""
+    for count in range(4):
+        ports = parts(tmp_path, P1)
+        ports["operator"].takes_s = 1000.0
+
+        async def scenario(device: Device, count: int = count) -> None:
+            await device.intake.take(message(1))  # the broker's retained message, at every start
+            await pass_s(device, 5)
+            assert len(device.operator.calls) == (count < 3)
+
+        device = Device.run(scenario, ports=ports)  # ends without `close`
+        state = device.desired.state
+        assert state is not None and state.spent_s >= 30.0 * count
+    assert state.summary is ItemState.REFUSED
+    assert "3 attempts were cut off" in reported(device)["items"][0]["reason"]
+
+
+def test_an_orderly_stop_is_no_cut_off(tmp_path: Path) -> None:
+    for _ in range(5):
+        ports = parts(tmp_path, P1)
+        ports["operator"].takes_s = 1000.0
+
+        async def scenario(device: Device) -> None:
+            await device.intake.take(message(1))
+            await pass_s(device, 8)
+            assert len(device.operator.calls) == 1
+            await device.desired.close()
+
+        Device.run(scenario, ports=ports)
+    state = DesiredFile(tmp_path).read()
+    assert state is not None
+    (item,) = state.items
+    assert (item.state, item.cut_off, item.attempts) == (ItemState.PENDING, 0, 0)
+
+
+def test_on_a_full_disk_only_removals_are_begun(tmp_path: Path) -> None:
+    ports = parts(tmp_path, P1)
+    ports["desired"].full = True
+    ports["library"].install(a_model("old"))
+
+    async def scenario(device: Device) -> None:
+        body = {"version": 1, "models": [{"model": "m", "package": P1}, {"model": "old", "package": None}]}
+        await device.intake.take(Inbound(f"{PREFIX}/{NAME}/desired", json.dumps(body).encode()))
+        await pass_s(device, 30)
+        assert [call[0] for call in device.operator.calls] == ["remove"]
+        states = {item["model"]: (item["state"], item["next"]) for item in reported(device)["items"]}
+        assert states == {"old": ("applied", None), "m": ("pending", "waits for a disk that can be written")}
+        ports["desired"].full = False
+        await pass_s(device, 15)
+        assert reported(device)["state"] == "applied"
+
+    Device.run(scenario, ports=ports)
+
+
+def test_an_empty_message_withdraws_and_an_older_version_is_still_not_taken(tmp_path: Path) -> None:
+    async def scenario(device: Device) -> None:
+        await device.intake.take(message(3))
+        await pass_s(device, 2)
+        await device.intake.take(Inbound(f"{PREFIX}/{NAME}/desired", b""))
+        await device.intake.take(message(2))
+        await pass_s(device, 20)
+        last = reported(device)
+        assert (last["version"], last["state"]) == (3, "refused") and "withdrawn" in last["items"][0]["reason"]
+        assert last["not_taken"]["reason"] == "version 2 is older than 3, which was taken"
+        assert device.operator.calls == []
+
+    Device.run(scenario, ports=parts(tmp_path))
+
+
+def test_a_change_on_the_device_is_reported_as_rolled_back_and_left_alone(tmp_path: Path) -> None:
+    async def scenario(device: Device) -> None:
+        await device.intake.take(message(1))
+        await pass_s(device, 10)
+        device.library.install(a_model("m", a_variant(P2[7:])))
+        await pass_s(device, 30)
+        assert reported(device)["state"] == "rolled-back"
+        assert f"it holds package {P2} now" in reported(device)["items"][0]["reason"]
+        assert len(device.operator.calls) == 1
+
+    Device.run(scenario, ports=parts(tmp_path, P1))
+
+
+def test_reported_fits_a_message_whatever_is_named(tmp_path: Path) -> None:
+    long = "m" * 64
+
+    async def scenario(device: Device) -> None:
+        adapters = [{"adapter": f"{'a' * 60}{number:03}", "package": P1} for number in range(126)]
+        body = {
+            "version": 1,
+            "models": [{"model": long, "package": P2, "adapters": adapters}],
+            "policy": {"within_s": 60},
+        }
+        await device.intake.take(Inbound(f"{PREFIX}/{NAME}/desired", json.dumps(body).encode()))
+        await pass_s(device, 60)
+        state = device.desired.state
+        assert state is not None
+        for item in state.items:
+            item.reason = "r" * 1000
+        await pass_s(device, 310)
+        found = [one for one in device.transport.published if one.topic.endswith("/reported")][-1]
+        assert len(found.payload) <= 128 * 1024 and len(json.loads(found.payload)["items"]) == 127
+
+    Device.run(scenario, ports=parts(tmp_path))
+
+
+def test_a_file_that_cannot_be_read_lets_the_brokers_message_begin_anew(tmp_path: Path) -> None:
+    (tmp_path / "desired.json").write_bytes(b'{"version": ')
+    assert DesiredFile(tmp_path).read() is None

@@ -1,0 +1,41 @@
+"""Which package lies in the incoming folder: by what its statement says, once it is there whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edge_agent.store.inbox_packages import InboxPackages, package_digest
+from tests.support.agents import echo_package
+
+
+def test_packages_are_found_by_digest_when_they_are_whole(tmp_path: Path) -> None:
+    package = echo_package(tmp_path / "made")
+    digest, data = package_digest(package), package.read_bytes()
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    (inbox / "noise.txt").write_text("hello")
+    (inbox / ".hidden.tar").write_bytes(data)
+    found = InboxPackages(inbox)
+    arriving = inbox / "p.tar"
+    for size in (0, 100, len(data) // 2, len(data) - 1):
+        arriving.write_bytes(data[:size])
+        assert found.find({digest}) == {}, size
+    arriving.write_bytes(data)
+    assert found.find({digest, "sha256:" + "0" * 64}) == {digest: "p.tar"}
+    assert found.find({"sha256:" + "0" * 64}) == {}
+    arriving.unlink()
+    assert found.find({digest}) == {}
+
+
+def test_a_folder_that_is_not_there_holds_nothing_and_a_changed_file_is_read_again(tmp_path: Path) -> None:
+    inbox = tmp_path / "inbox"
+    found = InboxPackages(inbox)
+    one, two = (echo_package(tmp_path / str(counter), counter=counter) for counter in (1, 2))
+    wanted = {package_digest(one), package_digest(two)}
+    assert found.find(wanted) == {}
+    inbox.mkdir()
+    (inbox / "p.tar").write_bytes(one.read_bytes())
+    assert found.find(wanted) == {package_digest(one): "p.tar"}
+    (inbox / "new").write_bytes(two.read_bytes())
+    (inbox / "new").replace(inbox / "p.tar")
+    assert found.find(wanted) == {package_digest(two): "p.tar"}
