@@ -6,6 +6,7 @@ repeated request for an answered stream gets the whole text in one reply.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -111,9 +112,10 @@ class Responder:
 
     def refuse(self, job: Job, status: int, cause: Cause, reason: str, retry_after_s: float | None = None) -> None:
         """Answer with a status other than 200; telemetry counts `cause`. After the deadline nothing is sent, except
-        to a client that has received parts of the answer."""
+        to a client that has received parts of the answer. After `retry_after_s` the same request is decided anew."""
         request = _origin(job).request
-        remaining_s = job.deadline_s - self._context.clock.monotonic_s()
+        now_s = self._context.clock.monotonic_s()
+        remaining_s = job.deadline_s - now_s
         if remaining_s <= 0 and not job.parts:
             self.expire(job)
             return
@@ -124,7 +126,8 @@ class Responder:
         error = RequestError(status, cause, reason, retry_after_s)
         message = encode.refusal(error, request.reply, remaining_s, limit=limit)
         self._context.stats.note_cause(cause)
-        self._finish(job, STATES.get(cause, otherwise), status, message)
+        until_s = math.inf if retry_after_s is None else now_s + retry_after_s
+        self._finish(job, STATES.get(cause, otherwise), status, message, until_s=until_s)
 
     def displace(self, job: Job, reason: str, retry_after_s: float) -> None:
         """Answer a job that was taken from the queue for another client's: as a refusal at the door, so that the same
@@ -155,12 +158,19 @@ class Responder:
         self._finish(job, JobState.EXPIRED, 408, None)
 
     def _finish(
-        self, job: Job, state: JobState, status: int, message: Outbound | None, kept: bytes | None = None
+        self,
+        job: Job,
+        state: JobState,
+        status: int,
+        message: Outbound | None,
+        kept: bytes | None = None,
+        until_s: float = math.inf,
     ) -> None:
-        """Close the job, count it, send `message`. `kept`: the answer to a repeated request (None: the message)."""
+        """Close the job, count it, send `message`. `kept`: the answer to a repeated request (None: the message), until
+        `until_s` at most."""
         job.to(state)
         self._context.energy.drop(job.job_id)
-        if not self._context.requests.close(job, kept or (message.payload if message else None)):
+        if not self._context.requests.close(job, kept or (message.payload if message else None), until_s):
             return
         self._context.stats.closed(job.model, status)
         if message is not None and not self._context.transport.publish(replace(message, holds_place=True)):

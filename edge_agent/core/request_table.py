@@ -3,7 +3,8 @@
 A request is known by (client, request id) until `GRACE_S` after its deadline. The margin is needed because a message
 that is delivered again may carry a later deadline: MQTT counts its message expiry in whole seconds. A duplicate of an
 open request is ignored, since its answer will be sent. A duplicate of an answered request gets the same answer again
-without being computed, while that answer is held; afterwards it is ignored and never computed twice.
+without being computed, while that answer is held; afterwards it is ignored and never computed twice. A refusal that
+names a time to ask again is known until that time.
 
 The bytes of held answers and the number of closed keys are bounded. When there are too many, the client that has most
 loses the keys that would be forgotten first, whose retries are the least likely to come: one client's requests cannot
@@ -16,6 +17,7 @@ This module keeps no queue and decides nothing about order (see `scheduler`).
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter, OrderedDict
 from enum import Enum
 
@@ -76,10 +78,11 @@ class RequestTable:
         self._open[job.key] = job
         self._held_bytes += job.message_bytes
 
-    def close(self, job: Job, answer: bytes | None) -> bool:
+    def close(self, job: Job, answer: bytes | None, until_s: float = math.inf) -> bool:
         """Close a job in a final state; True exactly once per job. Raises ValueError in any other state.
 
-        `answer` is held for retries; with None only the key is remembered.
+        `answer` is held for retries; with None only the key is remembered. `until_s`: from then on the same request is
+        a new one, although its deadline has not passed.
         """
         if job.state not in FINAL:
             raise ValueError(f"a {job.state.value} job cannot be closed")
@@ -88,7 +91,7 @@ class RequestTable:
             return False
         del self._open[job.key]
         self._held_bytes -= job.message_bytes
-        self.remember(job.key, job.deadline_s + GRACE_S, answer, job.fingerprint)
+        self.remember(job.key, min(job.deadline_s + GRACE_S, until_s), answer, job.fingerprint)
         return True
 
     def remember(self, key: Key, forget_s: float, answer: bytes | None, fingerprint: bytes = b"") -> None:

@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
@@ -71,9 +72,9 @@ class WatchedLedger(RequestTable):
         super().open(job)
         self._jobs[id(job)] = job
 
-    def close(self, job: Job, answer: bytes | None) -> bool:
+    def close(self, job: Job, answer: bytes | None, until_s: float = math.inf) -> bool:
         """See `RequestTable.close`."""
-        closed = super().close(job, answer)
+        closed = super().close(job, answer, until_s)
         if closed != (self._jobs.pop(id(job), None) is not None):
             self._complain(f"{job.key} was closed twice, or never opened")
         self.states.setdefault(job.key, []).append(job.state.value)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agent.base.causes import Cause
+from edge_agent.base.errors import BackendError
 from edge_agent.core.job import Job, JobState
 from tests.support.fakes import Plan, a_model
 from tests.support.in_process import Device
@@ -102,6 +103,43 @@ def test_a_retry_of_an_answered_request_gets_the_same_words_without_work() -> No
         device.transport.published.clear()
 
     Device.run(scenario, a_model())
+
+
+def test_a_refusal_is_repeated_until_its_time_to_come_back_and_then_decided_anew() -> None:
+    async def scenario(device: Device) -> None:
+        device.spawner.plan.load_faults.append(BackendError("no such operator"))
+        await device.ask("1", deadline_s=100.0)
+        await later(1.0)
+        reply = device.transport.reply("1")
+        assert (reply["status"], reply["retry_after_s"]) == (500, 30.0)
+        tries = device.spawner.tries
+        await later(20.0)
+        await device.ask("1", deadline_s=80.0)
+        await later(1.0)
+        assert [body["status"] for body in device.transport.replies()] == [500, 500]
+        assert device.spawner.tries == tries, "nothing was tried for the repeated one"
+        await later(10.0)
+        await device.ask("1", deadline_s=60.0)
+        await later(1.0)
+        assert [body["status"] for body in device.transport.replies()] == [500, 500, 200]
+        device.transport.published.clear()
+
+    Device.run(scenario, a_model())
+
+
+def test_a_refusal_without_a_time_to_come_back_concludes_its_request() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("1", deadline_s=100.0)
+        await settle()
+        device.spawner.last.fail(next(iter(device.spawner.last.inside)), 422, Cause.INVALID, "top_k is too large")
+        await later(50.0)
+        await device.ask("1", deadline_s=50.0)
+        await later(1.0)
+        assert [body["status"] for body in device.transport.replies()] == [422, 422]
+        assert [operation for operation, _ in device.spawner.last.heard].count("submit") == 1
+        device.transport.published.clear()
+
+    Device.run(scenario, a_model(), plan=Plan(compute_s=None))
 
 
 def test_a_retry_of_an_open_request_changes_nothing() -> None:
