@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import msgspec
 
@@ -65,7 +67,7 @@ class DemoDevice:
         self._backends = backends
         self._installed: list[Path] = []
         self._daemon = contextlib.ExitStack()
-        self._runs = False
+        self._running: stage.Running | None = None
 
     def __enter__(self) -> DemoDevice:
         return self
@@ -75,6 +77,7 @@ class DemoDevice:
 
     def install(self, built: Built) -> None:
         """Install what is new, while the daemon serves what was installed before; start it where it does not run."""
+        self.check()
         new = [package for package in built.packages if package not in self._installed]
         wanted = [*self._installed, *new]
         if not state_fits(self.folder, wanted, built.root):
@@ -87,14 +90,31 @@ class DemoDevice:
         for package in new:
             call(module_command("edge_agent", "install", "--config", str(self.config), str(package)))
         self._installed = wanted
-        if not self._runs:
-            running = self._daemon.enter_context(stage.daemon(self.config, self.folder))
-            self._runs = True
-            say("daemon", f"pid {running.pid}, ready after {duration_text(running.ready_s)}")
+        if self._running is None:
+            self._running = self._daemon.enter_context(stage.daemon(self.config, self.folder))
+            say("daemon", f"pid {self._running.pid}, ready after {duration_text(self._running.ready_s)}")
+
+    def check(self) -> None:
+        """Raise EdgeError where the broker or the daemon has ended by itself."""
+        self.broker.part.check()
+        if self._running is not None:
+            self._running.part.check()
+
+    async def watched(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do the work, which asks the device. Raises EdgeError as soon as nobody can answer any more."""
+        running = asyncio.ensure_future(work)
+        try:
+            while not running.done():
+                await asyncio.wait({running}, timeout=stage.LOOK_S)
+                self.check()
+            running.result()
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
 
     def _end(self) -> None:
         self._daemon.close()
-        self._runs = False
+        self._running = None
 
 
 @contextlib.contextmanager

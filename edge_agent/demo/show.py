@@ -74,13 +74,13 @@ def run(build: Path, models: Path, port: int = 0, stay: bool = False, quick: boo
         for act in (HEAD,) if quick else (HEAD, *LORA):
             stage.say("build", f"{models / act.recipe}: {act.what} (cached: the second time it takes seconds)")
             shown.install(build_packages(build, models / act.recipe / "recipe.toml", act.settings))
-            asyncio.run(_ask_in_turn(shown.broker, act))
+            asyncio.run(shown.watched(_ask_in_turn(shown.broker, act)))
             stage.say("time", f"{duration_text(time.monotonic() - started_s)} since the start")
-        asyncio.run(_ask_together(shown.broker, (HEAD,) if quick else (HEAD, *LORA)))
+        asyncio.run(shown.watched(_ask_together(shown.broker, (HEAD,) if quick else (HEAD, *LORA))))
         stage.say("done", f"{duration_text(time.monotonic() - started_s)} in all")
         print(_next_steps(build, shown.config, stay, quick))
         if stay:
-            stage.stay(shown.broker)
+            stage.stay(shown.broker, shown.check)
     return 0
 
 
@@ -92,7 +92,7 @@ def serve_recipes(build: Path, recipes: Sequence[Path], port: int = 0) -> int:
             shown.install(build_packages(build, recipe, remedy="`edge-forge init NAME` writes one"))
         print(f"\n  what is served  edge-agent models --config {shown.config}")
         print(f"  ask it          edge-agent infer --config {shown.config} MODEL TEXT --adapter NAME")
-        stage.stay(shown.broker)
+        stage.stay(shown.broker, shown.check)
     return 0
 
 
@@ -196,11 +196,11 @@ def run_llm(build: Path, models: Path, port: int = 0, stay: bool = False) -> int
                 "build", f"{models / name}: train, convert, quantise, sign (cached: the second time it takes seconds)"
             )
             shown.install(build_packages(build, models / name / "recipe.toml"))
-        asyncio.run(_converse_streamed(shown.broker))
+        asyncio.run(shown.watched(_converse_streamed(shown.broker)))
         stage.say("done", f"{duration_text(time.monotonic() - started_s)} in all")
         print(_llm_next_steps(build, shown.config, stay))
         if stay:
-            stage.stay(shown.broker)
+            stage.stay(shown.broker, shown.check)
     return 0
 
 

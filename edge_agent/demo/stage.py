@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,20 +24,36 @@ LOOK_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """A process of the stage, by the name that sentences give it, and the file that has what it said."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def check(self) -> None:
+        """Raise EdgeError with its last words where it has ended."""
+        if self.process.poll() is not None:
+            raise EdgeError(f"{self.name} ended with exit code {self.process.returncode}: {_tail(self.log)}", "demo")
+
+
+@dataclass(frozen=True, slots=True)
 class Broker:
     """A broker of the stage. amqtt speaks MQTT 3.1.1 only and does not answer a client that tries MQTT 5 first."""
 
     port: int
     name: str
     protocol: str
+    part: Part
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A process of the stage: its pid and how long it took to be ready."""
+    """A daemon of the stage: its pid and how long it took to be ready."""
 
     pid: int
     ready_s: float
+    part: Part
 
 
 def write_config(folder: Path, broker: Broker, root: Path, device: str, *backends: str) -> Path:
@@ -64,8 +80,10 @@ def broker(folder: Path, port: int = 0) -> Iterator[Broker]:
     mosquitto = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
     if mosquitto:
         settings = folder / "mosquitto.conf"
+        # Started by root it would become another user, and the kernel then forgets that it is to end with the demo.
+        user = "user root\n" if os.geteuid() == 0 else ""
         settings.write_text(
-            f"listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\npersistence false\n"
+            f"listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\npersistence false\n{user}"
         )
         command = [mosquitto, "-c", str(settings)]
     else:
@@ -75,9 +93,9 @@ def broker(folder: Path, port: int = 0) -> Iterator[Broker]:
             "plugins:\n  amqtt.plugins.authentication.AnonymousAuthPlugin:\n    allow_anonymous: true\n"
         )
         command = module_command("amqtt.scripts.broker_script", "-c", str(settings))
-    with _process(command, folder / "broker.log") as process:
-        _wait_for_port(port, process, folder / "broker.log")
-        yield Broker(port, "mosquitto" if mosquitto else "amqtt", "auto" if mosquitto else "3.1.1")
+    with _part("the broker", command, folder / "broker.log") as part:
+        _wait_for_port(port, part)
+        yield Broker(port, "mosquitto" if mosquitto else "amqtt", "auto" if mosquitto else "3.1.1", part)
 
 
 @contextlib.contextmanager
@@ -90,20 +108,19 @@ def daemon(config: Path, folder: Path) -> Iterator[Running]:
         channel.settimeout(LOOK_S)
         started_s = time.monotonic()
         command = module_command("edge_agent", "run", "--config", str(config))
-        with _process(command, folder / "agent.log", NOTIFY_SOCKET=str(address)) as process:
-            while b"READY=1" not in _next_word(channel, process, folder / "agent.log"):
+        with _part("the daemon", command, folder / "agent.log", NOTIFY_SOCKET=str(address)) as part:
+            while b"READY=1" not in _next_word(channel, part):
                 pass
-            yield Running(process.pid, time.monotonic() - started_s)
+            yield Running(part.process.pid, time.monotonic() - started_s, part)
 
 
-def _next_word(channel: socket.socket, process: subprocess.Popen[bytes], log: Path) -> bytes:
+def _next_word(channel: socket.socket, part: Part) -> bytes:
     until_s = time.monotonic() + READY_S
     while time.monotonic() < until_s:
-        if process.poll() is not None:
-            raise EdgeError(f"the daemon ended with exit code {process.returncode}: {_tail(log)}", "demo")
+        part.check()
         with contextlib.suppress(TimeoutError):
             return channel.recv(4096)
-    raise EdgeError(f"the daemon does not get ready: {_tail(log)}", "demo")
+    raise EdgeError(f"the daemon does not get ready: {_tail(part.log)}", "demo")
 
 
 @contextlib.contextmanager
@@ -141,17 +158,17 @@ def ended_by_signals() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _process(command: Sequence[str], log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+def _part(name: str, command: Sequence[str], log: Path, **environment: str) -> Iterator[Part]:
     with log.open("ab") as stream:
         process = subprocess.Popen(
-            command,
+            _tied(command),
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=stream,
             env={**child_environment(os.environ), **environment},
         )
     try:
-        yield process
+        yield Part(name, process, log)
     finally:
         process.terminate()
         try:
@@ -173,31 +190,40 @@ def _free(port: int) -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+def _tied(command: Sequence[str]) -> list[str]:
+    """The command, ended by the kernel when this process ends: killed by -9 it could not do so itself."""
+    return module_command("edge_agent.demo.tied", str(os.getpid()), *command)
+
+
+def _wait_for_port(port: int, part: Part) -> None:
     for _ in range(200):
-        if process.poll() is not None:
+        if part.process.poll() is not None:
             break
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.5):
             return
         time.sleep(0.05)
-    raise EdgeError(f"the broker does not start: {_tail(log)}", "demo", "install mosquitto, or amqtt for this Python")
+    raise EdgeError(
+        f"the broker does not start: {_tail(part.log)}", "demo", "install mosquitto, or amqtt for this Python"
+    )
 
 
 def _tail(log: Path) -> str:
     return " / ".join(log.read_text(errors="replace").strip().splitlines()[-3:]) or "it said nothing"
 
 
-def stay(broker: Broker) -> None:
-    """Keep everything running until Ctrl-C."""
+def stay(broker: Broker, check: Callable[[], None]) -> None:
+    """Keep everything running until Ctrl-C, or until `check` raises EdgeError because something has ended."""
     say("stay", f"broker on 127.0.0.1:{broker.port}, Ctrl-C ends both")
     with contextlib.suppress(KeyboardInterrupt):
-        signal.pause()
+        while True:
+            time.sleep(LOOK_S)
+            check()
 
 
 def call(command: Sequence[str], capture: bool = False) -> bytes:
     """Run a command as a user would; returns what it printed where `capture`. Raises EdgeError when it fails."""
     stdout = subprocess.PIPE if capture else None
-    done = subprocess.run(command, stdout=stdout, check=False, env=child_environment(os.environ))
+    done = subprocess.run(_tied(command), stdout=stdout, check=False, env=child_environment(os.environ))
     if done.returncode == 130:
         raise KeyboardInterrupt
     if done.returncode != 0:

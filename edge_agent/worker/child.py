@@ -88,11 +88,10 @@ from edge_agent.protocol.worker_messages import (
 from edge_agent.tasks import api as tasks
 from edge_agent.tasks import registry as kinds
 from edge_agent.worker.memory_bound import Allowance, MemoryBound
+from edge_agent.worker.parent_death import die_with_parent
 from edge_agent.worker.step_pacing import BEAT_S, ChunkCoalescer, StepThrottle, StepTimes
 from edge_agent.worker.wire import Channel, FrameReader, UnknownRequest
 
-PR_SET_PDEATHSIG = 1
-"""Linux prctl(2): the signal that this process gets when its parent ends."""
 REASON_CHARS = 300
 NO_MEMORY = "the worker got less memory than it asked for"
 BY_A_REQUEST = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -544,17 +543,12 @@ def lower_priority(oom_score_adj: int, nice: int) -> None:
         sys.stderr.write(f"worker: cannot lower its own standing: {error}\n")
 
 
-def die_with_the_daemon() -> None:
-    """Have the kernel kill this process when the daemon ends: inside a load or a step that does not return, it would
-    not notice that its channel was closed, and would hold its memory without end."""
-    with contextlib.suppress(OSError, AttributeError):  # a C library without prctl
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-
-
 def main(arguments: list[str]) -> int:
     """`python -m edge_agent.worker.child FD OOM_SCORE_ADJ NICE`, started by `worker.supervisor`; FD is the channel."""
     fd, oom_score_adj, nice = (int(argument) for argument in arguments)
-    die_with_the_daemon()
+    # Inside a load or a step that does not return, it would not notice that its channel was closed, and would hold its
+    # memory without end.
+    die_with_parent(signal.SIGKILL)
     lower_priority(oom_score_adj, nice)
     channel = Channel(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=fd))
     try:

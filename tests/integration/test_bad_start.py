@@ -17,6 +17,7 @@ import pytest
 from edge_agent.base.errors import EdgeError
 from edge_agent.client.request_client import RequestClient
 from edge_agent.demo import stage
+from edge_agent.demo.device import DemoDevice
 from tests.support.agents import AgentProcess, echo_package, running
 from tests.support.desk import cli, desk, said, write_config
 from tests.support.mosquitto import Mosquitto, free_port
@@ -202,7 +203,7 @@ def test_a_daemon_that_ends_before_it_is_ready_is_noticed_although_another_speak
     assert time.monotonic() - began_s < stage.READY_S / 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_a_stage_that_is_ended_leaves_no_process_behind(tmp_path: Path, number: signal.Signals) -> None:
     program = (
         "import sys, signal, pathlib; from edge_agent.demo import stage\n"
@@ -213,9 +214,28 @@ def test_a_stage_that_is_ended_leaves_no_process_behind(tmp_path: Path, number: 
         assert process.stdout is not None
         port = int(process.stdout.readline())
         process.send_signal(number)
-        assert process.wait(10.0) == 128 + number
+        assert process.wait(10.0) == (-number if number == signal.SIGKILL else 128 + number)
+    until_s = time.monotonic() + 10.0
+    while _listens(port) and time.monotonic() < until_s:  # killed, it cannot wait for the end of the others
+        time.sleep(0.05)
+    assert not _listens(port), "the broker has ended, too"
+
+
+def _listens(port: int) -> bool:
     with socket.socket() as probe:
-        assert probe.connect_ex(("127.0.0.1", port)) != 0, "the broker has ended, too"
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_a_demo_notices_that_its_device_has_ended(tmp_path: Path) -> None:
+    with stage.broker(tmp_path) as broker, DemoDevice(tmp_path, broker) as shown:
+        asyncio.run(shown.watched(asyncio.sleep(0.0)))
+        broker.part.process.kill()
+        began_s = time.monotonic()
+        with pytest.raises(EdgeError, match="the broker ended with exit code -9"):
+            asyncio.run(shown.watched(asyncio.sleep(60.0)))
+        with pytest.raises(EdgeError, match="the broker ended"):
+            stage.stay(broker, shown.check)
+        assert time.monotonic() - began_s < 30.0
 
 
 @pytest.fixture
