@@ -191,7 +191,7 @@ class Commands:
         served = self._served(body.model)
         async with _at_rest(served):
             await self._manager.ensure_loaded(served)
-            await self._manager.ensure_attached(served, body.adapter)
+            await served.ensure_attached(body.adapter)
         return {"attached": list(served.attached)}
 
     async def _detach(self, command: Command) -> Mapping[str, Any]:

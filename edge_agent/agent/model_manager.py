@@ -1,4 +1,4 @@
-"""All served models: which are in memory, which must leave, which adapters are attached.
+"""All served models: which are in memory, and which must leave.
 
 Carries out the decisions of `core.residency` with the figures of `core.memory_ledger`. One model is loaded at a time,
 so that two loads never promise the same memory. A model that does not fit now waits (`NoRoom`, `memory_may_be_free`); a
@@ -24,7 +24,6 @@ from edge_agent.agent.worker_events import WorkerEventHandler
 from edge_agent.agent.worker_handle import WorkerHandle
 from edge_agent.base.causes import Cause, Closure, WorkerDeath
 from edge_agent.base.errors import (
-    AdapterRefused,
     BackendError,
     EdgeError,
     EngineMissing,
@@ -32,9 +31,8 @@ from edge_agent.base.errors import (
     RequestError,
     WorkerError,
 )
-from edge_agent.base.limits import ADAPTERS_RESIDENT
 from edge_agent.base.runtimes import traits
-from edge_agent.bundle.catalog import Adapter, InstalledModel, Variant
+from edge_agent.bundle.catalog import InstalledModel, Variant
 from edge_agent.core import adapter_routing, residency, variants
 from edge_agent.core.memory_ledger import MemoryLedger
 from edge_agent.core.model_lifecycle import DrainReason, ModelState
@@ -44,7 +42,7 @@ from edge_agent.protocol.worker_messages import AnyEvent
 RETRY_AFTER_S = 30.0
 """`retry_after_s` of a refusal after a load that failed."""
 NOT_NOW_S = 5.0
-"""`retry_after_s` of a refusal where memory or an adapter is in use."""
+"""`retry_after_s` of a refusal where memory is in use."""
 NO_ROOM_S = 60.0
 """After a merged model found no memory, requests for its adapter run on the base for this time, if that is loaded."""
 MEMORY_LOOK_S = 0.5
@@ -55,10 +53,6 @@ GIVE_WAY_S = 2.0
 
 class NoRoom(RequestError):
     """The model fits on this board, but not now: models that cannot be evicted hold the memory."""
-
-
-class InUse(RequestError):
-    """An adapter cannot be exchanged now: requests that use it run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -448,43 +442,6 @@ class ModelManager:
     def measure(self) -> None:
         """Measure what the workers hold; see `MemoryAccounting.measure`."""
         self._memory.measure(self.served_models.values(), self._context.clock.monotonic_s())
-
-    async def ensure_attached(self, served: ServedModel, name: str) -> None:
-        """Attach an adapter to the model's worker; the least recently used one is detached when there are too many.
-
-        Raises InUse when it must wait for running requests, RequestError 404 when the model has no such adapter (any
-        more) or the runtime refuses it, RequestError 500 when it cannot be attached, WorkerError without a worker.
-        """
-        adapter = served.model.adapter(name)
-        if adapter is None:
-            raise RequestError(404, Cause.UNKNOWN_ADAPTER, f"model {served.name!r} has no adapter {name!r}")
-        worker = served.worker
-        if worker is None:
-            raise WorkerError("the worker is gone", served.name)
-        if worker.attached.get(name) == adapter.digest:
-            worker.use_adapter(name)
-            return
-        try:
-            await self._exchange(served, worker, adapter)
-        except AdapterRefused as error:
-            raise RequestError(404, Cause.UNKNOWN_ADAPTER, f"adapter {name!r} was refused: {error.what}") from error
-        except BackendError as error:
-            why = f"adapter {name!r} could not be attached: {error.what}"
-            status, cause = (503, Cause.MEMORY) if isinstance(error, MemoryRefused) else (500, Cause.WORKER_FAILED)
-            raise RequestError(status, cause, why) from error
-
-    async def _exchange(self, served: ServedModel, worker: WorkerHandle, adapter: Adapter) -> None:
-        """Attach an adapter, after its older version or, where there are too many, the least recently used one left."""
-        name = adapter.name
-        if name in worker.attached or len(worker.attached) >= ADAPTERS_RESIDENT:
-            used = {job.adapter for job in served.running.values()}
-            unused = (one for one in worker.attached if one not in used)
-            leaving = name if name in worker.attached else next(unused, name)
-            if leaving in used:
-                why = f"adapter {name!r} cannot be exchanged while its requests run"
-                raise InUse(503, Cause.UNAVAILABLE, why, NOT_NOW_S)
-            await worker.detach(leaving)
-        await worker.attach(adapter)
 
     def residents(self) -> Sequence[residency.ResidentModel]:
         """The loaded models, as the residency decision sees them."""

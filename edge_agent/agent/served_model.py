@@ -9,7 +9,10 @@ from dataclasses import dataclass, field, replace
 from edge_agent.agent.context_sizing import LoadPlan
 from edge_agent.agent.ports import Worker
 from edge_agent.agent.worker_handle import WorkerHandle
-from edge_agent.bundle.catalog import InstalledModel
+from edge_agent.base.causes import Cause
+from edge_agent.base.errors import AdapterRefused, BackendError, MemoryRefused, RequestError, WorkerError
+from edge_agent.base.limits import ADAPTERS_RESIDENT
+from edge_agent.bundle.catalog import Adapter, InstalledModel
 from edge_agent.core.forecast import PriorityLoad, WorkerLoad
 from edge_agent.core.governor import ComputeGrant
 from edge_agent.core.grammar_bans import GrammarBans, has_grammar
@@ -19,6 +22,13 @@ from edge_agent.core.residency import Popularity
 from edge_agent.core.scheduler import Queue
 from edge_agent.core.variant_fallback import VariantFallback
 from edge_agent.protocol.worker_messages import ModelLoaded, StepLimits
+
+IN_USE_S = 5.0
+"""`retry_after_s` of a refusal where an adapter is in use."""
+
+
+class InUse(RequestError):
+    """An adapter cannot be exchanged now: requests that use it run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +255,45 @@ class ServedModel:
         self.compiling.clear()
         self.idle.set()
         self.wake_up()
+
+    # ---- adapters ----------------------------------------------------------------------------------------------------
+
+    async def ensure_attached(self, name: str) -> None:
+        """Attach an adapter to the worker; the least recently used one is detached when there are too many.
+
+        Raises InUse when it must wait for running requests, RequestError 404 when the model has no such adapter (any
+        more) or the runtime refuses it, RequestError 500 when it cannot be attached, WorkerError without a worker.
+        """
+        adapter = self.model.adapter(name)
+        if adapter is None:
+            raise RequestError(404, Cause.UNKNOWN_ADAPTER, f"model {self.name!r} has no adapter {name!r}")
+        worker = self.worker
+        if worker is None:
+            raise WorkerError("the worker is gone", self.name)
+        if worker.attached.get(name) == adapter.digest:
+            worker.use_adapter(name)
+            return
+        try:
+            await self._exchange(worker, adapter)
+        except AdapterRefused as error:
+            raise RequestError(404, Cause.UNKNOWN_ADAPTER, f"adapter {name!r} was refused: {error.what}") from error
+        except BackendError as error:
+            why = f"adapter {name!r} could not be attached: {error.what}"
+            status, cause = (503, Cause.MEMORY) if isinstance(error, MemoryRefused) else (500, Cause.WORKER_FAILED)
+            raise RequestError(status, cause, why) from error
+
+    async def _exchange(self, worker: WorkerHandle, adapter: Adapter) -> None:
+        """Attach an adapter, after its older version or, where there are too many, the least recently used one left."""
+        name = adapter.name
+        if name in worker.attached or len(worker.attached) >= ADAPTERS_RESIDENT:
+            used = {job.adapter for job in self.running.values()}
+            unused = (one for one in worker.attached if one not in used)
+            leaving = name if name in worker.attached else next(unused, name)
+            if leaving in used:
+                why = f"adapter {name!r} cannot be exchanged while its requests run"
+                raise InUse(503, Cause.UNAVAILABLE, why, IN_USE_S)
+            await worker.detach(leaving)
+        await worker.attach(adapter)
 
     # ---- golden probes ---------------------------------------------------------------------------------------------
 

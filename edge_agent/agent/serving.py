@@ -17,9 +17,9 @@ from collections import Counter
 from collections.abc import Collection
 
 from edge_agent.agent.context import Context
-from edge_agent.agent.model_manager import InUse, ModelManager, NoRoom
+from edge_agent.agent.model_manager import ModelManager, NoRoom
 from edge_agent.agent.respond import Origin
-from edge_agent.agent.served_model import ServedModel
+from edge_agent.agent.served_model import InUse, ServedModel
 from edge_agent.agent.worker_events import Answers, WorkerEventHandler
 from edge_agent.agent.worker_handle import WorkerHandle
 from edge_agent.base.causes import Cause, DeathCause
@@ -268,7 +268,7 @@ class ModelServer:
         for job in batch:
             try:
                 if job.adapter is not None:
-                    await self._manager.ensure_attached(served, job.adapter)
+                    await served.ensure_attached(job.adapter)
             except InUse:
                 self._put_back(served, [job])
             except RequestError as error:

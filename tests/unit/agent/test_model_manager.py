@@ -395,7 +395,7 @@ def test_an_adapter_at_work_is_not_the_one_that_makes_room() -> None:
         await device.ask("at-work", {"text": "x", "adapter": names[0]})
         await settle()
         served.worker.attached.move_to_end(names[0], last=False)  # the least recently used, and at work
-        await device.manager.ensure_attached(served, names[-1])
+        await served.ensure_attached(names[-1])
         assert names[0] in served.attached
         assert names[1] not in served.attached
         device.spawner.last.finish()
