@@ -14,7 +14,7 @@ LLAMA_FLAGS := -DGGML_NATIVE=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BU
 export PIP_CONSTRAINT := $(CURDIR)/tools/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: deb deb-life metrics-lint home-assistant families fuzz every-verb tensorrt-parser operators-day provisioned-image device-graphs device-check help demo demo-llm llamacpp litert wheel test check format bench conformance-schemas simulate storm nightly clean setup
+.PHONY: console console-test deb deb-life metrics-lint home-assistant families fuzz every-verb tensorrt-parser operators-day provisioned-image device-graphs device-check help demo demo-llm llamacpp litert wheel test check format bench conformance-schemas simulate storm nightly clean setup
 help:
 	@echo "make demo    train, package, sign, install and query adapters on this machine (five to eight minutes)"
 	@echo "make demo-llm a language model, made here, that streams its answers (compiles llama.cpp: 3 to 10 minutes once;"
@@ -34,6 +34,7 @@ help:
 	@echo "make tensorrt-parser   NVIDIA's parser and builder over the graphs of every family of encoders (three minutes)"
 	@echo "make home-assistant HASS_PYTHON=python3.13   a real Home Assistant discovers a real agent (a minute, and its"
 	@echo "             installation)"
+	@echo "make console the page of edge-agent console, from tools/console (npm); make console-test tries it in a real Chromium"
 	@echo "make every-verb  every verb of both programs, as three users, with every kind of wrong input (three minutes; as root)"
 	@echo "make operators-day   install, kill, upgrade, remove and more on a real systemd in a container (four minutes;"
 	@echo "             as root, with debootstrap and systemd-container)"
@@ -151,6 +152,18 @@ home-assistant: setup
 metrics-lint: setup
 	@command -v promtool >/dev/null || { echo "promtool is not installed: apt install prometheus"; exit 1; }
 	@$(BIN)/python -m pytest -q tests/unit/exporter -k promtool
+
+# The page of `edge-agent console`, built into edge_agent/console/index.html; needs Node.js 20 and npm.
+console:
+	@command -v npm > /dev/null || { echo "npm is not installed: apt install nodejs npm, or see nodejs.org"; exit 1; }
+	@cd tools/console && npm ci --silent --no-audit --no-fund && npm run --silent build
+
+# In a real Chromium, with a real mosquitto and real agents.
+console-test: setup
+	@command -v npm > /dev/null || { echo "npm is not installed: apt install nodejs npm, or see nodejs.org"; exit 1; }
+	@cd tools/console && npm ci --silent --no-audit --no-fund && npm run --silent check
+	@$(BIN)/python -m pip install --quiet --editable '.[browser]'
+	@$(BIN)/python -m pytest -q tests/browser/console_panels.py
 
 every-verb: setup
 	@EDGE_EVERY_VERB=whole $(BIN)/python -m pytest tests/integration/test_every_verb.py

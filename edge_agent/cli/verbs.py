@@ -188,6 +188,17 @@ def _add_bridges(verbs: Any) -> None:
     )
     _broker_options(verb)
     verb.set_defaults(verb=metrics, model="any")
+    verb = verbs.add_parser("console", help="a page for the browser that shows the devices of a broker and asks them")
+    _config_option(verb)
+    verb.add_argument(
+        "--broker", metavar="URL", help="where the broker has WebSockets (default: ws:// the settings' broker, 9001)"
+    )
+    verb.add_argument("--listen", default="127.0.0.1", metavar="ADDRESS", help="where to listen (default: 127.0.0.1)")
+    verb.add_argument("--listen-port", type=int, default=8088, metavar="N", help="0 for a free one (default: 8088)")
+    verb.add_argument(
+        "--write", type=Path, metavar="FILE", help="write the page to a file and end (default: serve it until Ctrl-C)"
+    )
+    verb.set_defaults(verb=console)
 
 
 def _add_monitoring(verbs: Any) -> None:
@@ -412,6 +423,13 @@ def metrics(options: argparse.Namespace) -> int:
     from edge_agent.app.metrics import metrics
 
     return metrics(options)
+
+
+def console(options: argparse.Namespace) -> int:
+    """The page for the browser."""
+    from edge_agent.app.console import console
+
+    return console(options)
 
 
 def order(options: argparse.Namespace) -> int:

@@ -65,6 +65,8 @@ AGENT = {
     "service uninstall --root {tar}": "tar",
     "demo --models {tar} --build {tmp}/build": "tar",
     "gateway --config {toml} --host 127.0.0.1 --port 1": "toml",
+    "console --config {toml} --broker http://no": "toml",
+    "console --config {good} --write {tar}": "tar",
     "gateway --token-file {pem} --host 127.0.0.1 --port 1 --device d": "pem",
 }
 """Each command line, and the form of the file in it; `{tmp}` is a folder that everybody may write to."""

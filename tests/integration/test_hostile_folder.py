@@ -25,7 +25,7 @@ from tests.support.packages import base_package, keys
 from tests.support.tiny_base import LABELS, ROWS, Told, write
 
 HERE = str(Path(sys.executable).parent)
-LONG_S = {"run": 6, "demo": 6, "gateway": 6, "metrics": 6}  # they serve until they are ended
+LONG_S = {"run": 6, "demo": 6, "gateway": 6, "metrics": 6, "console": 6}  # they serve until they are ended
 
 
 @pytest.fixture
@@ -60,6 +60,7 @@ AGENT = {
     "completion": "completion bash",
     "gateway": "gateway --config {config} --listen-port 0",
     "metrics": "metrics --config {config} --listen-port 0",
+    "console": "console --config {config} --listen-port 0",
 }
 FORGE = {
     "init": "init name --dir {tmp}/new",
