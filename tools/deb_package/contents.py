@@ -100,7 +100,7 @@ def _tidy(venv: Path) -> None:
         if path.name not in ("edge-agent", "python", "python3"):
             path.unlink()
     for path in (venv / "lib").rglob("*"):
-        if path.is_file() and not path.is_symlink() and path.stat().st_mode & 0o111 and not _is_elf(path):
+        if path.is_file() and not path.is_symlink() and path.stat().st_mode & 0o111 and not _is_program(path):
             path.chmod(0o644)
 
 
@@ -216,6 +216,11 @@ def dotted(version: tuple[int, int]) -> str:
 
 def _roff(text: str) -> str:
     return text.replace("\\", "\\e").replace("-", "\\-").replace("%%", "%")
+
+
+def _is_program(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4)[:2] in (b"#!", b"\x7fE")
 
 
 def _is_elf(path: Path) -> bool:

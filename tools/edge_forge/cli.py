@@ -230,8 +230,10 @@ def _package_verbs(subparsers: Any) -> None:
 
 
 def _provision_verb(verbs: Any) -> None:
-    verb = verbs.add_parser("provision", help="fill a mounted root file system before it is flashed")
-    verb.add_argument("root", type=Path, metavar="ROOT", help="where the image's root partition is mounted")
+    verb = verbs.add_parser("provision", help="fill a root file system, mounted or in an image file")
+    verb.add_argument(
+        "root", type=Path, metavar="ROOT", help="a raw image file, or where its root partition is mounted"
+    )
     verb.add_argument(
         "--package", type=Path, action="append", default=[], metavar="FILE",
         help="a package for the first boot to install, a base before its adapters; repeat for several (default: none)",

@@ -22,6 +22,7 @@ from edge_forge.provision.cloud_seed import remove_seed, write_seed
 from edge_forge.provision.devices import Device, read_devices
 from edge_forge.provision.first_boot import FirstBoot, check_can_boot, first_boot
 from edge_forge.provision.image_writer import GROUP, Action, Entry, ImageWriter
+from edge_forge.provision.raw_image import mounted_image
 from edge_forge.provision.target_root import TargetRoot, group_id, inspect_root
 from edge_forge.provision.target_wheels import WheelOrder, unpack, wheels_for
 
@@ -54,6 +55,16 @@ def provision_verb(arguments: argparse.Namespace) -> int:
     """`edge-forge provision ROOT`: the exit code. Raises UsageError before anything is written."""
     if os.geteuid() != 0 and not arguments.dry_run:
         raise UsageError("files of a root file system are root's", None, "run it with sudo; --dry-run needs no rights")
+    named = str(arguments.root)
+    if not arguments.root.is_file():
+        return _provision(argparse.Namespace(**{**vars(arguments), "named": named}))
+    read_only = arguments.dry_run or arguments.seed is not None
+    with mounted_image(arguments.root, read_only) as root:
+        return _provision(argparse.Namespace(**{**vars(arguments), "root": root, "named": named}))
+
+
+def _provision(arguments: argparse.Namespace) -> int:
+    """`root` is a folder; `named`: what the user called it."""
     if arguments.remove:
         return _remove(arguments)
     with tempfile.TemporaryDirectory(prefix="edge-provision-") as scratch:
@@ -207,7 +218,7 @@ def _print(arguments: argparse.Namespace, job: ImageJob, actions: Sequence[Actio
         names = ", ".join([*package.models, *(f"adapter {one}" for one in package.adapters)])
         print(f"package   {package.line}: {names}, {bytes_text(package.size_bytes)}; verified, tried at the first boot")
     for board in job.own:
-        place = f"{arguments.out / board.name}.tar" if arguments.out is not None else arguments.root
+        place = f"{arguments.out / board.name}.tar" if arguments.out is not None else arguments.named
         if arguments.out is not None or board.name == job.into:
             print(f"board     {board.name}: {len(board.entries)} files of its own in {place}")
     did = "would be" if arguments.dry_run else "were"
@@ -220,7 +231,7 @@ def _print(arguments: argparse.Namespace, job: ImageJob, actions: Sequence[Actio
 
 def _report(arguments: argparse.Namespace, job: ImageJob, actions: Sequence[Action]) -> dict[str, object]:
     return {
-        "root": str(arguments.root),
+        "root": arguments.named,
         "system": job.target.system,
         "arch": job.target.machine,
         "python": f"{job.target.python[0]}.{job.target.python[1]}",
