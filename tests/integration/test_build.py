@@ -485,3 +485,48 @@ def test_a_head_is_trained_while_its_base_is_traced(folder, tmp_path):
     assert abs(said.index("train ...") - said.index("trace-base ...")) <= 2, done.stderr
     assert done.returncode == 1 and "the base's graph" in said[-1], done.stderr
     assert not any((tmp_path / "build" / "packages").glob("*.tar"))
+
+
+def test_a_diagnosis_says_what_the_base_knew_and_what_is_left_of_it(built, folder, tmp_path):
+    alike = tmp_path / "alike.tsv"
+    rows = [
+        ("lamp on", "light on", 4),
+        ("lamp on", "lamp off", 2),
+        ("switch on", "now", 1),
+        ("light off", "lamp off", 5),
+    ]
+    alike.write_text("score\ttext_b\ttext_a\n" + "".join(f"{score}\t{b}\t{a}\n" for a, b, score in rows))
+    asked = ("--build", folder / "build", "--similarity", alike, "--earlier", folder / "recipe.toml")
+    done = forge("diagnose", folder, *asked, "--set", "diagnose.cosine=1.0", "--json")
+    assert done.returncode == 0, done.stderr
+    run = json.loads(done.stdout)["runs"]["lamps lora"]
+    assert set(run["kept"]) == {"similarity", "probe lamps"}
+    similarity = run["kept"]["similarity"]
+    assert similarity["lost"] == pytest.approx(similarity["before"] - similarity["after"]) and similarity["before"] != 0
+    first = run["repair"][0]
+    assert first["kept"]["similarity"] == pytest.approx(similarity["after"]), "a factor of 1 is the model as trained"
+    page = (folder / "build" / "reports" / "diagnose-lamps.html").read_text()
+    assert page.count("<svg") == 3 and "similarity (Spearman)" in page and "probe of lamps" in page
+    # What a recipe takes is judged by the same figures; a head alone leaves the base as it is.
+    done = forge("diagnose", folder, *asked, "--methods", "head", "--set", "diagnose.forgotten=0", "--json",
+                 "--set", "diagnose.beyond=fail")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert {one["lost"] for one in json.loads(done.stdout)["runs"]["lamps head"]["kept"].values()} == {0.0}
+    (tmp_path / "bad.tsv").write_text("text_a\ttext_b\na\tb\n")
+    done = forge(
+        "compare", folder, "--methods", "lora,head", "--build", tmp_path / "b", "--similarity", tmp_path / "bad.tsv"
+    )
+    assert done.returncode == 1 and "there is no score" in done.stderr and "bad.tsv:1" in done.stderr
+    assert "train ..." not in done.stderr, "a file that cannot ask is said before anything is trained"
+
+
+def test_a_comparison_has_a_column_for_what_was_forgotten(built, folder, tmp_path):
+    alike = tmp_path / "alike.csv"
+    alike.write_text("sentence1,sentence2,score\nlamp on,light on,4\nlamp on,lamp off,2\nswitch on,now,1\n")
+    done = forge("compare", folder, "--methods", "lora,head", "--seeds", "2", "--build", folder / "build",
+                 "--similarity", alike)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines() if "similarity (Spearman)" in line]
+    assert [line[1] for line in lines] == ["lora", "head"] and lines[1][-1] == "0.00"
+    report = (folder / "build" / "reports" / "compare-lamps.md").read_text()
+    assert "most forgotten" in report and "## What was forgotten" in report

@@ -235,6 +235,24 @@ def test_methods_are_compared_beside_the_base(folder, built):
                      *["full"] * 2, "report:"]  # fmt: skip
 
 
+def test_a_diagnosis_asks_a_generator_for_a_text_and_for_the_likelier_sentences(folder, built, tmp_path):
+    (tmp_path / "text.txt").write_text("the lamp is on\nand the light is off\n\nthe door is open\n")
+    (tmp_path / "pairs.tsv").write_text("paradigm\tgood\tbad\na\tthe lamp is on\tlamp the on is\nb\tit is\tis it\n")
+    done = forge(
+        "diagnose", folder, "--build", folder / "build", "--json", "--set", "diagnose.cosine=1.0",
+        "--text", tmp_path / "text.txt", "--pairs", tmp_path / "pairs.tsv",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    (run,) = found["runs"].values()
+    assert set(run["kept"]) == {"perplexity", "pairs"} and run["kept"]["perplexity"]["before"] > 1.0
+    assert run["kept"]["pairs"]["before"] in (0.0, 0.5, 1.0)
+    tuned = run["repair"][0]
+    assert tuned["factor"] == 1.0 and tuned["learned"] == pytest.approx(run["learned"][1], rel=1e-3)
+    assert tuned["kept"]["perplexity"] == pytest.approx(run["kept"]["perplexity"]["after"], rel=1e-3)
+    assert Path(found["report"][1]).read_text().count("<svg") == 3
+
+
 def test_a_model_from_nothing_is_compared_on_its_own_texts(folder, built):
     done = forge("compare", folder / "base", folder / "commands", "--build", folder / "build", "--json")
     assert done.returncode == 0, done.stderr

@@ -117,19 +117,33 @@ def _parser() -> argparse.ArgumentParser:
         help="factors over each method's step size, as 0.3,1,3; the best on the validation rows is taken "
         "(default: the step size of the recipe or of the table of methods)",
     )
+    _knowledge_arguments(side)
     _common_arguments(side)
     side.set_defaults(run="edge_forge.commands:compare")
-    seen = verbs.add_parser("diagnose", help="what training did to the weights: intruder dimensions, rank, norm")
+    seen = verbs.add_parser("diagnose", help="what training did to the weights and to what the base knew")
     _recipe_arguments(seen)
     ways = seen.add_mutually_exclusive_group()
     ways.add_argument("--methods", metavar="LIST", help="methods side by side: lora,full (default: the recipe's own)")
     ways.add_argument("--ranks", metavar="LIST", help="ranks side by side: 1,8,16 (default: the recipe's own)")
+    _knowledge_arguments(seen)
     seen.set_defaults(run="edge_forge.commands:diagnose")
     _sweep_verb(verbs)
     _package_verbs(verbs)
     _provision_verb(verbs)
     add_completion(verbs, "edge-forge").set_defaults(run="edge_forge.cli:complete", verb="completion")
     return parser
+
+
+def _knowledge_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is asked of the base before and after tuning (default of all: what [diagnose] of the recipe names)."""
+    ends = "(default: of the recipe)"
+    parser.add_argument("--similarity", type=Path, metavar="FILE",
+                        help=f"encoders: sentence pairs with text_a, text_b and score, as STS-B {ends}")  # fmt: skip
+    parser.add_argument("--earlier", type=Path, action="append", metavar="RECIPE",
+                        help=f"encoders: a probe of that recipe's task; repeat for several {ends}")  # fmt: skip
+    parser.add_argument("--text", type=Path, metavar="FILE", help=f"generators: texts for the perplexity {ends}")
+    parser.add_argument("--pairs", type=Path, metavar="FILE",
+                        help=f"generators: sentence pairs with good and bad, as BLiMP {ends}")  # fmt: skip
 
 
 def _sweep_verb(verbs: Any) -> None:

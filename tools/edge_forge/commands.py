@@ -22,7 +22,7 @@ from edge_forge.kinds.api import Figures, Kind, RecipePlan
 from edge_forge.plan.cache import Cache, write_json
 from edge_forge.progress import Progress, size
 from edge_forge.recipe import schema
-from edge_forge.report import blocks, diagnosis_report
+from edge_forge.report import blocks, diagnosis_report, forgetting_report
 from edge_forge.sweep import space as spaces
 from edge_forge.train.methods import METHODS
 from edge_forge.train.settings import NAMES
@@ -40,13 +40,24 @@ def open_plan(arguments: argparse.Namespace, path: Path | None = None, progress:
     """The plan of the recipe that the arguments name, by the kind of its task. Raises ConfigError."""
     place: Path = path or arguments.recipe
     file = place / "recipe.toml" if place.is_dir() else place
-    document = schema.overlaid(schema.read(file), arguments.overlay)
+    overlay = [*arguments.overlay, *_asked(arguments)]
+    document = schema.overlaid(schema.read(file), overlay)
     kind = registry.kind_of(document)
-    with lines_named(file, arguments.overlay):
+    with lines_named(file, overlay):
         recipe = kind.recipe.parse(document, str(file), os.environ)
     progress = progress or Progress(quiet=arguments.quiet)
     cache = Cache(arguments.build or project_root(file) / "build", progress)
     return Opened(kind, kind.plan(recipe, file.resolve().parent, cache, progress), file)
+
+
+def _asked(arguments: argparse.Namespace) -> Iterator[str]:
+    """The options that name questions, as keys of [diagnose]; a file is named from where the user stands."""
+    for key in ("similarity", "text", "pairs"):
+        named = getattr(arguments, key, None)
+        if named is not None:
+            yield f"diagnose.{key}={json.dumps(str(named.expanduser().absolute()))}"
+    if earlier := getattr(arguments, "earlier", None):
+        yield f"diagnose.earlier={json.dumps([str(one.expanduser().absolute()) for one in earlier])}"
 
 
 @contextlib.contextmanager
@@ -143,14 +154,19 @@ def compare(arguments: argparse.Namespace) -> int:
         for (kind, plan, file), name in zip(opened, names, strict=True):
             plan.steps.progress.say(f"== {name} ==")
             with lines_named(file, arguments.overlay):
+                _ = plan.training.questions  # what cannot be asked is said before anything long begins
                 made[name], plans[name] = _compared(kind, plan, arguments)
+                made[name] = {**made[name], "kept": plans[name].training.kept}
         runs = opened[0].kind.timed_in_turns(plans, made)
+        kept = {name: one["kept"] for name, one in runs.items()}
         stem = "compare-" + "-".join(dict.fromkeys(one.plan.recipe.name for one in opened))
-        written = write_report(cache, stem, runs, parts.comparison(runs))
+        content = [*parts.comparison(runs), *forgetting_report.comparison(kept)]
+        written = write_report(cache, stem, runs, content)
     if arguments.json:
         print(json.dumps({"runs": runs, "report": [str(path) for path in written]}, indent=1, ensure_ascii=False))
     else:
-        for table in parts.comparison_tables(runs):
+        forgotten = [forgetting_report.table(kept)] if any(kept.values()) else []
+        for table in (*parts.comparison_tables(runs), *forgotten):
             print_table(table.columns, table.rows)
             print()
         print(f"report: {written[1]}")
@@ -177,9 +193,10 @@ def _compared(kind: Kind, plan: RecipePlan, arguments: argparse.Namespace) -> tu
 
 
 def diagnose(arguments: argparse.Namespace) -> int:
-    """`edge-forge diagnose`: what training did to the weights of a recipe, by its method, or by several or more ranks.
+    """`edge-forge diagnose`: what training did to the weights of a recipe, by its method, or by several or more ranks,
+    and to what the base knew, where the recipe or an option names questions.
 
-    Where a run has more intruders than the recipe takes, it says so, or fails.
+    Where a run has more intruders, or forgot more, than the recipe takes, it says so, or fails.
     """
     opened = _diagnosed(arguments)
     cache = next(iter(opened.values())).plan.steps.cache
@@ -197,15 +214,28 @@ def diagnose(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({"runs": found, "report": [str(path) for path in written]}, indent=1, ensure_ascii=False))
     else:
-        table = diagnosis_report.table(found)
-        print_table(table.columns, table.rows)
+        kept = {name: one["kept"] for name, one in found.items()}
+        for table in (diagnosis_report.table(found), *([forgetting_report.table(kept)] if any(kept.values()) else ())):
+            print_table(table.columns, table.rows)
+            print()
         print(f"report: {written[1]}")
-    beyond = diagnosis_report.beyond(found, section.most)
-    if beyond and section.beyond == "fail":
-        raise EdgeError(beyond, "diagnose", "see the report for what scaling them down costs, or raise diagnose.most")
-    if beyond:
-        next(iter(opened.values())).plan.steps.progress.warn(beyond)
+    _judge(found, section, next(iter(opened.values())).plan.steps.progress)
     return 0
+
+
+def _judge(found: Mapping[str, Mapping[str, Any]], section: Any, progress: Progress) -> None:
+    """Warn of more intruders, or more that is forgotten, than the recipe takes; or raise EdgeError, as it says."""
+    kept = {name: one["kept"] for name, one in found.items()}
+    intruders = diagnosis_report.beyond(found, section.most)
+    forgotten = forgetting_report.beyond(kept, section.forgotten)
+    if section.beyond == "fail" and (intruders or forgotten):
+        keys = " or ".join(["diagnose.most"] * bool(intruders) + ["diagnose.forgotten"] * bool(forgotten))
+        raise EdgeError(
+            "; ".join(filter(None, (intruders, forgotten))), "diagnose",
+            f"see the report for what scaling intruders down costs and brings, or raise {keys}",
+        )  # fmt: skip
+    for sentence in filter(None, (intruders, forgotten)):
+        progress.warn(sentence)
 
 
 def _diagnosed(arguments: argparse.Namespace) -> dict[str, Opened]:

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from edge_agent.base.errors import ConfigError, UsageError
 from edge_forge import commands
+from edge_forge.data.knowledge_files import AlikePair
 from edge_forge.evaluate import diagnosis, spectra
+from edge_forge.evaluate.forgetting import EncoderQuestions
 from edge_forge.models import encoder
 from edge_forge.report import diagnosis_report
 from edge_forge.report.blocks import page
@@ -90,12 +92,19 @@ def test_an_encoders_weights_are_diagnosed_with_the_adapter_folded_in(tiny_base,
 def test_the_repair_brings_the_weights_back_towards_the_base(tiny_base, trained):
     folder, name = trained
     texts = ["turn the lamp on", "lamp off", "the light on now"]
-    found = diagnosis.repaired(tiny_base, folder, {name: (0,)}, (texts, [0, 1, 0]), 16)
+    pairs = [
+        AlikePair("lamp on", "light on", 5.0),
+        AlikePair("lamp on", "switch off", 1.0),
+        AlikePair("on", "off", 2.0),
+    ]
+    asked = EncoderQuestions(pairs, {})
+    found = diagnosis.repaired_encoder((tiny_base, folder), {name: (0,)}, (texts, [0, 1, 0]), 16, asked)
     assert [one["factor"] for one in found] == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert all(0.0 <= one["learned"] <= 1.0 and set(one["kept"]) == {"similarity"} for one in found)
     opened, _, _ = diagnosis.open_trained(tiny_base, folder, merged=True)
     base = encoder.open_encoder(tiny_base).model.get_submodule(name).weight
     far = (opened.model.get_submodule(name).weight - base).norm().item()
-    diagnosis.scale_intruders(opened, {name: (0,)}, 0.0)
+    diagnosis.scale_intruders({name: opened.model.get_submodule(name)}, {name: (0,)}, 0.0)
     assert (opened.model.get_submodule(name).weight - base).norm().item() < 0.2 * far
 
 
@@ -105,7 +114,12 @@ def figures():
     return {
         name: {
             "weights": [spectra.diagnose("encoder.layer.3.output.dense", base, one, 10, 0.5).as_dict()],
-            "repair": [{"factor": 1.0, "accuracy": 0.9}, {"factor": 0.0, "accuracy": 0.85}] if name == "low" else [],
+            "repair": [
+                {"factor": 1.0, "learned": 0.9, "kept": {"similarity": 0.6}},
+                {"factor": 0.0, "learned": 0.85, "kept": {"similarity": 0.75}},
+            ] if name == "low" else [],
+            "learned": ["accuracy", 0.9],
+            "kept": {"similarity": {"before": 0.8, "after": 0.6, "lost": 0.2}},
             "split": "test", "rows": 40, "train": {"settings": {"rank": 4}, "adapted_modules": ["x"]},
         }
         for name, one in tuned.items()
@@ -118,7 +132,8 @@ def test_the_report_says_how_many_and_what_the_repair_costs():
     rows = {row[0]: row for row in diagnosis_report.table(runs).rows}
     assert int(rows["low"][2]) == diagnosis_report.count(runs["low"]["weights"]) >= 1 and rows["wide"][2] == "0"
     assert float(rows["low"][5]) < 1.1 and float(rows["wide"][5]) > 8
-    assert "encoder.layer.3.output.dense" in text and "-5.00" in text and text.count("<svg") == 2
+    assert "encoder.layer.3.output.dense" in text and "-5.00" in text and text.count("<svg") == 3
+    assert "0.7500 (lost 5.00)" in text, "the repair's effect on what the base knew stands beside that on the task"
     assert re.search(r"low: 1 intruder\b", text) and re.search(r"wide: 0 intruders", text)
     assert diagnosis_report.beyond(runs, 0) == "low has 1 intruder dimensions; the recipe takes 0"
     assert diagnosis_report.beyond(runs, 1) == ""

@@ -1,7 +1,7 @@
 """Opens a base and what was trained on it, and diagnoses every linear layer (`spectra`); scores the repair.
 
 The repair scales intruder dimensions down (Shuttleworth et al. 2024, section 5) and asks the measured rows what that
-costs or brings.
+costs, and the questions of `forgetting` what it brings back.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from edge_forge.evaluate import spectra
+from edge_forge.evaluate.forgetting import EncoderQuestions, GeneratorQuestions, encoder_scores, generator_scores
+from edge_forge.evaluate.generator_scores import EvaluationSet
 from edge_forge.evaluate.predict import logits_of
 from edge_forge.models.encoder import Encoder, open_encoder
 from edge_forge.train.trained_encoder import open_trained
@@ -48,32 +50,62 @@ def _weights(base: Encoder, tuned: Encoder) -> Iterator[tuple[str, spectra.Matri
         yield name, module.weight.detach().numpy(), trained[name].weight.detach().numpy()
 
 
-def repaired(
-    base_dir: Path,
-    trained_dir: Path,
+def repaired_encoder(
+    folders: tuple[Path, Path],
     intruders: Mapping[str, Sequence[int]],
     rows: tuple[Sequence[str], Sequence[int]],
     max_tokens: int,
+    asked: EncoderQuestions,
 ) -> list[dict[str, Any]]:
-    """{factor, accuracy} on `rows` (texts, labels' places) with all intruders scaled by 1 and by each of `FACTORS`."""
-    texts, gold = rows
+    """What a trained encoder has learned and kept with all intruders scaled by 1 and by each of `FACTORS`.
+
+    `folders` are the base's and the result's, `rows` (texts, labels' places). Each entry is {factor, learned, kept}:
+    `learned` the accuracy on `rows`, `kept` the scores of `forgetting.encoder_scores`.
+    """
+    (base_dir, trained_dir), (texts, gold) = folders, rows
     found = []
     for factor in (1.0, *FACTORS):
         encoder, weight, bias = open_trained(base_dir, trained_dir, merged=True)
-        scale_intruders(encoder, intruders, factor)
+        scale_intruders({name: module for name, _, module in encoder.linears()}, intruders, factor)
         _, logits = logits_of(encoder, base_dir, (weight, bias), texts, max_tokens)
         right = logits.argmax(axis=1) == np.asarray(gold)
-        found.append({"factor": factor, "accuracy": float(right.mean())})
+        kept = encoder_scores(encoder, base_dir, asked)
+        found.append({"factor": factor, "learned": float(right.mean()), "kept": kept})
     return found
 
 
-def scale_intruders(encoder: Encoder, intruders: Mapping[str, Sequence[int]], factor: float) -> None:
-    """Scale the intruders of an encoder's weights, in place; `intruders` are places of singular values by module."""
+def repaired_generator(
+    folders: tuple[Path, Path | None],
+    intruders: Mapping[str, Sequence[int]],
+    measured: EvaluationSet,
+    asked: GeneratorQuestions,
+) -> list[dict[str, Any]]:
+    """The same of a generator: `folders` are the tuned model's and its adapter's, `learned` is the perplexity of the
+    measured answers."""
+    from edge_forge.data.chat_tokenizer import to_score
+    from edge_forge.evaluate.generator_metrics import perplexity
+    from edge_forge.models.causal_lm import losses, open_model
+
+    _, encoded = to_score(measured.tokenizer, measured.rows, measured.max_tokens)
+    tokens = sum(len(row.ids) - max(row.answer, 1) for row in encoded)
+    found = []
+    for factor in (1.0, *FACTORS):
+        model = open_model(*folders)
+        model = model if folders[1] is None else model.merge_and_unload()
+        scale_intruders({name: model.get_submodule(name) for name in intruders}, intruders, factor)
+        learned = perplexity(losses(model, encoded), tokens)
+        kept = generator_scores(model, measured.tokenizer, asked)
+        found.append({"factor": factor, "learned": learned, "kept": kept})
+    return found
+
+
+def scale_intruders(modules: Mapping[str, Any], intruders: Mapping[str, Sequence[int]], factor: float) -> None:
+    """Scale the intruders of linear modules by name, in place; `intruders` are places of singular values by name."""
     import torch
 
-    for name, _, module in encoder.linears():
-        places = tuple(intruders.get(name, ()))
+    for name, places in intruders.items():
         if places and factor != 1.0:
-            made = spectra.scaled_down(module.weight.detach().numpy(), places, factor)
+            weight = modules[name].weight
+            made = spectra.scaled_down(weight.detach().numpy(), tuple(places), factor)
             with torch.no_grad():
-                module.weight.copy_(torch.from_numpy(made))
+                weight.copy_(torch.from_numpy(made))

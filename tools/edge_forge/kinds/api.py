@@ -50,7 +50,8 @@ class RecipePlan(Protocol):
         `wall_s`, `peak_bytes`."""
 
     def diagnosis(self) -> Mapping[str, Any]:
-        """Train, and what training did to the weights: the figures that `report.diagnosis_report` shows."""
+        """Train, and what training did to the weights and to what the base knew: the figures that
+        `report.diagnosis_report` shows."""
 
     def result(self, verb: str) -> Mapping[str, Any]:
         """Run the plan up to the step of a verb, and what the verb prints."""
@@ -78,6 +79,14 @@ class TrainingPart(Protocol):
     @property
     def work_ahead(self) -> TrainingWork:
         """What the training will read and compute."""
+
+    @property
+    def questions(self) -> Any:
+        """What the recipe asks of the base's knowledge (`evaluate.forgetting.Questions`). Raises ConfigError."""
+
+    @property
+    def kept(self) -> Mapping[str, Mapping[str, float]]:
+        """{before, after, lost} by question; empty where the recipe asks none."""
 
     def check_inputs(self) -> None:
         """Raise what is wrong with the data or the base before anything long begins."""

@@ -19,6 +19,7 @@ from edge_forge.models import bases
 _GROUPS = {"attention": (".self_attn.",), "mlp": (".mlp.",)}
 _QKV = ("q_proj", "k_proj", "v_proj")
 _BATCH = 16
+_SENTENCE_TOKENS = 512
 
 
 def open_model(folder: Path, adapter: Path | None = None) -> Any:
@@ -118,6 +119,24 @@ def losses(model: Any, rows: Sequence[EncodedRow]) -> list[float]:
         start = max(row.answer, 1)
         logits = model(input_ids=ids, use_cache=False).logits[0, start - 1 : -1].float()
         found.append(float(nn.functional.cross_entropy(logits, ids[0, start:], reduction="sum")))
+    return found
+
+
+@torch.inference_mode()
+def sentence_losses(model: Any, rows: Sequence[Sequence[int]]) -> list[float]:
+    """Summed -ln p in nats of all but the first token of every row; short rows of like length are computed at once."""
+    found, waiting = [0.0] * len(rows), sorted(range(len(rows)), key=lambda place: len(rows[place]))
+    while waiting:
+        # Rows come in order of length, so that the batch is as wide as its last one.
+        size = next((at for at in range(1, len(waiting)) if (at + 1) * len(rows[waiting[at]]) > _SENTENCE_TOKENS), None)
+        batch, waiting = waiting[:size], waiting[size:] if size else []
+        width = len(rows[batch[-1]])
+        # What pads a row stands behind it, where no token of a causal model looks.
+        ids = torch.tensor([[*rows[one], *[0] * (width - len(rows[one]))] for one in batch])
+        scores = model(input_ids=ids, use_cache=False).logits[:, :-1].float().log_softmax(dim=-1)
+        nats = -scores.gather(2, ids[:, 1:, None]).squeeze(2)
+        for place, one in enumerate(batch):
+            found[one] = float(nats[place, : len(rows[one]) - 1].sum())
     return found
 
 

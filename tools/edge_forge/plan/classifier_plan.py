@@ -126,8 +126,15 @@ class ClassifierPlan:
         return found | {key: record[key] for key in ("cpu_s", "wall_s", "peak_bytes")}
 
     def diagnosis(self) -> Mapping[str, Any]:
-        """What training did to the weights, beside its record."""
-        return {**self.training.diagnosed.facts, "train": dict(self.training.trained.facts)}
+        """What training did to the weights, beside its record, what was learned and what is left of the base's
+        knowledge."""
+        training = self.training
+        _ = training.questions
+        split = training.data.measured[0]
+        return {
+            **training.diagnosed.facts, "learned": ["accuracy", training.evaluated.facts[split]["accuracy"]],
+            "kept": training.kept, "train": dict(training.trained.facts),
+        }  # fmt: skip
 
     def result(self, verb: str) -> Mapping[str, Any]:
         """Run the plan up to the step of a verb, and what the verb prints."""

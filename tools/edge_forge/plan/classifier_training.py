@@ -17,8 +17,10 @@ from typing import Any
 from edge_agent.base.errors import ConfigError, EdgeError
 from edge_agent.base.limits import PROBE_CHARACTERS
 from edge_forge.data import classifier_rows as data
+from edge_forge.data import knowledge_files
 from edge_forge.data.classifier_rows import SPLITS, ClassifierData, Row
 from edge_forge.evaluate import probes
+from edge_forge.evaluate.forgetting import EncoderQuestions, LabelledTask, Questions, compared, encoder_scores
 from edge_forge.evaluate.training_outcome import TrainingOutcome, of_classifier, of_threshold
 from edge_forge.export.litert_converter import lengths
 from edge_forge.models import bases
@@ -28,12 +30,14 @@ from edge_forge.plan.cache import StepResult, file_digest
 from edge_forge.plan.cost import TrainingWork, foretold, host_flops_per_s
 from edge_forge.plan.step_runner import Code, StepRunner, digest_of_data, plain, with_log
 from edge_forge.progress import Phases, size
+from edge_forge.recipe import classifier_recipe
 from edge_forge.recipe.classifier_recipe import ClassifierRecipe
 from edge_forge.train import settings as presets
 from edge_forge.train.lint import lint
 from edge_forge.train.methods import ADAPTER, HEAD, METHODS
 
 _TORCH = ("torch", "transformers", "tokenizers")
+_QUESTIONS = ("numpy", "scipy", "scikit-learn")
 _RUNTIME = ("onnx", "onnxruntime", "numpy", "tokenizers")
 # Entry modules of a step and the distributions whose versions change its result.
 CODE: Code = {
@@ -65,7 +69,8 @@ CODE: Code = {
         ("edge_forge.evaluate.measure_onnx", "edge_forge.evaluate.paired", "edge_agent.backends.onnx"),
         (*_RUNTIME, "scipy"),
     ),
-    "diagnose": (("edge_forge.evaluate.diagnosis",), (*_TORCH, "numpy")),
+    "diagnose": (("edge_forge.evaluate.diagnosis",), (*_TORCH, *_QUESTIONS)),
+    "forgetting": (("edge_forge.evaluate.forgetting", "edge_forge.train.trained_encoder"), (*_TORCH, *_QUESTIONS)),
     "paired": (("edge_forge.evaluate.paired",), ("numpy", "scipy")),
     "probes": (
         (
@@ -351,10 +356,57 @@ class ClassifierTraining:
         return self.steps.run("evaluate", inputs, settings, work)
 
     @cached_property
+    def kept(self) -> Mapping[str, Mapping[str, float]]:
+        """{before, after, lost} of each question that [diagnose] asks; empty where it asks none."""
+        asked = self.questions
+        if not any(asked.named):
+            return {}
+        base = self.base.directory
+
+        def work(trained: Path | None) -> Mapping[str, Any]:
+            from edge_forge.models.encoder import open_encoder
+            from edge_forge.train.trained_encoder import open_trained
+
+            encoder = open_encoder(base) if trained is None else open_trained(base, trained, merged=True)[0]
+            return encoder_scores(encoder, base, asked.named)
+
+        held = {"base": self.base.base_id, "tokenizer": self.tokenizer_digest, **asked.digests}
+        tuned = held | self.trained_digests
+        before = self.steps.run("forgetting", held, {}, lambda _: work(None), "what the base knows").facts
+        run = self.trained.path("run")
+        after = self.steps.run("forgetting", tuned, {}, lambda _: work(run), "what is left of it").facts
+        return compared(before, after)
+
+    @cached_property
+    def questions(self) -> Questions[EncoderQuestions]:
+        """What [diagnose] asks of the base's knowledge. Raises ConfigError for a file or recipe that cannot be read."""
+        section, place = self.recipe.diagnose, self.steps.recipe_dir
+        pairs: list[knowledge_files.AlikePair] = []
+        digests: dict[str, str] = {}
+        if section.similarity:
+            path = place / Path(section.similarity).expanduser()
+            digests["similarity"] = f"{digest_of_data(path, 'diagnose')} {section.rows}"
+            pairs = knowledge_files.spread_over(knowledge_files.alike_pairs(path), section.rows)
+        earlier = {}
+        for name in section.earlier:
+            file = place / Path(name).expanduser()
+            file = file / "recipe.toml" if file.is_dir() else file
+            other = classifier_recipe.load(file)
+            steps = StepRunner(file.resolve().parent, self.steps.cache, self.steps.progress, CODE)
+            found = ClassifierTraining(other, steps)
+            split, measured = found.data.measured
+            parts = (knowledge_files.spread_over(rows, section.rows) for rows in (found.data.train, measured))
+            earlier[other.name] = LabelledTask(*parts)
+            rows_digests = found.data_step.digests("train.jsonl", f"{split}.jsonl").values()
+            digests[f"earlier {other.name}"] = f"{'-'.join(rows_digests)} {section.rows}"
+        return Questions(EncoderQuestions(pairs, earlier), digests)
+
+    @cached_property
     def diagnosed(self) -> StepResult:
-        """`weights`: what training did to each (`spectra.WeightDiagnosis`); `repair`: accuracy on the measured split
-        with intruders scaled down, where there are any."""
+        """`weights`: what training did to each (`spectra.WeightDiagnosis`); `repair`: what is learned and kept with
+        intruders scaled down, where there are any."""
         section, (split, measured), rows = self.recipe.diagnose, self.data.measured, self.data
+        asked = self.questions
         inputs = {"base": self.base.base_id, **self.trained_digests, **self.data_step.digests(f"{split}.jsonl")}
         most = self.recipe.task.max_tokens
         settings = {"top": section.top, "cosine": section.cosine, "max_tokens": most, "labels": list(rows.labels)}
@@ -366,7 +418,7 @@ class ClassifierTraining:
             found = diagnosis.of_encoder(base, run, section.top, section.cosine)
             intruders = {one.name: one.intruders for one in found if one.intruders}
             texts = [row.text for row in measured], [rows.labels.index(row.label) for row in measured]
-            repair = diagnosis.repaired(base, run, intruders, texts, most) if intruders else []
+            repair = diagnosis.repaired_encoder((base, run), intruders, texts, most, asked.named) if intruders else []
             return {
                 "weights": [one.as_dict() for one in found],
                 "repair": repair,
@@ -374,7 +426,7 @@ class ClassifierTraining:
                 "rows": len(measured),
             }
 
-        return self.steps.run("diagnose", inputs, settings, work)
+        return self.steps.run("diagnose", {**inputs, **asked.digests}, settings, work)
 
     @property
     def outcome(self) -> TrainingOutcome:

@@ -97,8 +97,14 @@ class GeneratorPlan:
         return found | {key: record[key] for key in ("cpu_s", "wall_s", "peak_bytes")}
 
     def diagnosis(self) -> Mapping[str, Any]:
-        """What training did to the weights, beside its record."""
-        return {**self.training.diagnosed.facts, "train": dict(self.training.trained.facts)}
+        """What training did to the weights, beside its record, what was learned and what is left of the base's
+        knowledge."""
+        training = self.training
+        _ = training.questions
+        return {
+            **training.diagnosed.facts, "learned": ["perplexity", training.evaluated.facts["tuned"]["perplexity"]],
+            "kept": training.kept, "train": dict(training.trained.facts),
+        }  # fmt: skip
 
     def result(self, verb: str) -> Mapping[str, Any]:
         """Run the plan up to the step of a verb, and what the verb prints."""

@@ -17,8 +17,10 @@ from typing import Any
 
 from edge_agent.base.errors import ConfigError, EdgeError
 from edge_forge.data import generator_rows as data
+from edge_forge.data import knowledge_files
 from edge_forge.data.classifier_rows import SPLITS
 from edge_forge.data.generator_rows import GeneratorData, Row
+from edge_forge.evaluate.forgetting import GeneratorQuestions, Questions, compared, generator_scores
 from edge_forge.evaluate.training_outcome import TrainingOutcome, of_generator
 from edge_forge.export.gguf import engine
 from edge_forge.models import bases
@@ -46,7 +48,8 @@ CODE: Code = {
         ("edge_forge.train.generator_job",),
         (*_TORCH, "peft", "accelerate", "jinja2"),
     ),
-    "generate-diagnose": (("edge_forge.evaluate.diagnosis",), (*_TORCH, "peft", "numpy")),
+    "generate-diagnose": (("edge_forge.evaluate.diagnosis",), (*_TORCH, "peft", "numpy", "jinja2")),
+    "generate-forgetting": (("edge_forge.evaluate.forgetting",), (*_TORCH, "peft", "numpy")),
     "generate-evaluate": (
         ("edge_forge.evaluate.generator_scores", "edge_forge.models.causal_lm"),
         (*_TORCH, "peft", *_SCORES),
@@ -334,20 +337,71 @@ class GeneratorTraining:
         return self.steps.run("generate-evaluate", inputs, self.evaluation_settings, work, "evaluate")
 
     @cached_property
+    def kept(self) -> Mapping[str, Mapping[str, float]]:
+        """{before, after, lost} of each question that [diagnose] asks of what the base knew; empty where it asks none,
+        and of random weights."""
+        asked = self.questions
+        if self.recipe.is_new or not (asked.named.texts or asked.named.pairs):
+            return {}
+        chat = self.recipe.task.chat
+
+        def work(folder: Path, adapter: Path | None) -> Mapping[str, Any]:
+            from edge_forge.data.chat_tokenizer import ChatTokenizer
+            from edge_forge.models.causal_lm import open_model
+
+            return generator_scores(open_model(folder, adapter), ChatTokenizer(self.base.directory, chat), asked.named)
+
+        held = {"base": self.base.base_id, "tokenizer": self.tokenizer_digest, **asked.digests}
+        settings, base = {"max_tokens": asked.named.max_tokens}, self.base.directory
+        before = self.steps.run(
+            "generate-forgetting", held, settings, lambda _: work(base, None), "what the base knows"
+        )
+        tuned, place = held | self.trained_digests, (self.tuned_folder, self.adapter_folder)
+        after = self.steps.run("generate-forgetting", tuned, settings, lambda _: work(*place), "what is left of it")
+        return compared(before.facts, after.facts)
+
+    @cached_property
+    def questions(self) -> Questions[GeneratorQuestions]:
+        """What [diagnose] asks of the base's knowledge. Raises ConfigError for a file that cannot be read."""
+        section, place = self.recipe.diagnose, self.steps.recipe_dir
+        texts: list[Row] = []
+        pairs: list[knowledge_files.SentencePair] = []
+        digests: dict[str, str] = {}
+        if section.text:
+            path = place / Path(section.text).expanduser()
+            digests["text"] = f"{digest_of_data(path, 'diagnose')} {section.rows}"
+            texts = knowledge_files.spread_over(
+                list(data.read(path, recipe.GeneratorDataSection(train="", format="text"))), section.rows
+            )
+        if section.pairs:
+            path = place / Path(section.pairs).expanduser()
+            digests["pairs"] = f"{digest_of_data(path, 'diagnose')} {section.rows}"
+            pairs = knowledge_files.spread_over(knowledge_files.sentence_pairs(path), section.rows)
+        return Questions(GeneratorQuestions(texts, pairs, self.recipe.task.max_tokens), digests)
+
+    @cached_property
     def diagnosed(self) -> StepResult:
-        """`weights`: what training did to each (`spectra.WeightDiagnosis`). No repair is tried."""
-        section = self.recipe.diagnose
-        inputs = {"base": self.base.base_id, **self.trained_digests}
+        """`weights`: what training did to each (`spectra.WeightDiagnosis`); `repair`: what is learned and kept with
+        intruders scaled down, where there are any."""
+        section, asked = self.recipe.diagnose, self.questions
+        split = self.data.measured[0]
+        inputs = {
+            "base": self.base.base_id, "tokenizer": self.tokenizer_digest, **self.trained_digests, **asked.digests,
+            **self.data_step.digests(f"{split}.jsonl"),
+        }  # fmt: skip
 
         def work(_: Path) -> Mapping[str, Any]:
             from edge_forge.evaluate import diagnosis
 
-            found = diagnosis.of_generator(
-                self.base.directory, self.tuned_folder, self.adapter_folder, section.top, section.cosine
-            )
-            return {"weights": [one.as_dict() for one in found], "repair": [], "split": "", "rows": 0}
+            tuned = self.tuned_folder, self.adapter_folder
+            found = diagnosis.of_generator(self.base.directory, *tuned, section.top, section.cosine)
+            intruders = {one.name: one.intruders for one in found if one.intruders}
+            measured = self.evaluation_set(self.base.directory)
+            repair = diagnosis.repaired_generator(tuned, intruders, measured, asked.named) if intruders else []
+            return {"weights": [one.as_dict() for one in found], "repair": repair, "split": split,
+                    "rows": len(measured.rows)}  # fmt: skip
 
-        settings = {"top": section.top, "cosine": section.cosine}
+        settings = {"top": section.top, "cosine": section.cosine, **self.evaluation_settings}
         return self.steps.run("generate-diagnose", inputs, settings, work, "diagnose")
 
     @property

@@ -79,13 +79,13 @@ def quiet() -> None:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def digest_of_data(path: Path) -> str:
-    """sha256 of a data file. Raises ConfigError that names it."""
+def digest_of_data(path: Path, section: str = "data") -> str:
+    """sha256 of a data file that a section of the recipe names. Raises ConfigError that names it."""
     try:
         return file_digest(path)
     except OSError as error:
         raise ConfigError(
-            f"the data file cannot be read: {error.strerror}", str(path), "see [data] of the recipe"
+            f"the data file cannot be read: {error.strerror}", str(path), f"see [{section}] of the recipe"
         ) from error
 
 

@@ -22,7 +22,15 @@ from edge_agent.base.errors import ConfigError
 from edge_agent.base.limits import LABELS
 from edge_forge.data.text_files import one_label
 from edge_forge.recipe import schema as recipe_form
-from edge_forge.recipe.schema import CommonRecipe, NotNegative, Positive, RecipeSchema, Section, Share
+from edge_forge.recipe.schema import (
+    CommonRecipe,
+    DiagnoseSection,
+    NotNegative,
+    Positive,
+    RecipeSchema,
+    Section,
+    Share,
+)
 from edge_forge.train import settings as presets
 from edge_forge.train.methods import ADAPTER, LORA, METHODS, name_of
 from edge_forge.train.settings import TrainSettings, replaced
@@ -118,10 +126,21 @@ class OnnxQuantizeSection(Section, frozen=True, kw_only=True, forbid_unknown_fie
     """What happens to a variant whose interval of one of these lies beyond its limit."""
 
 
+class ClassifierDiagnoseSection(DiagnoseSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[diagnose]` of an encoder: also what shows whether it forgets."""
+
+    similarity: str = ""
+    """A file of sentence pairs with scores (text_a, text_b, score): Spearman's correlation with the cosines of the
+    embeddings, before and after."""
+    earlier: tuple[str, ...] = ()
+    """Recipes of other tasks: a linear probe of each on the features, by the base's and by those of what was tuned."""
+
+
 class ClassifierRecipe(CommonRecipe, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole recipe of an encoder."""
 
     task: ClassifierTaskSection = ClassifierTaskSection()
+    diagnose: ClassifierDiagnoseSection = ClassifierDiagnoseSection()
     data: ClassifierDataSection = ClassifierDataSection()
     method: Mapping[str, Any] = {}
     """`[method]`: `name` (one of `METHODS`), `preset`, and those keys of `TrainSettings` in `METHOD_KEYS`."""

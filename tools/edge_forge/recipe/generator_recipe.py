@@ -14,7 +14,7 @@ from edge_agent.base.errors import ConfigError, UsageError
 from edge_agent.base.limits import CONTEXT_TOKENS
 from edge_agent.bundle.gguf_memory import SEQUENCES_OPTION
 from edge_forge.recipe import schema as recipe_form
-from edge_forge.recipe.schema import CommonRecipe, Positive, RecipeSchema, Section
+from edge_forge.recipe.schema import CommonRecipe, DiagnoseSection, Positive, RecipeSchema, Section
 from edge_forge.train.generator_settings import GeneratorSettings
 from edge_forge.train.generator_settings import settings as training_settings
 from edge_forge.train.methods import ADAPTER, EVERYTHING, LORA, METHODS, name_of
@@ -109,6 +109,15 @@ class GgufQuantizeSection(Section, frozen=True, kw_only=True, forbid_unknown_fie
     beyond: Literal["leave-out", "fail"] = "leave-out"
 
 
+class GeneratorDiagnoseSection(DiagnoseSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[diagnose]` of a generator: also what shows whether it forgets."""
+
+    text: str = ""
+    """A file of texts (.txt with empty lines between them, or .jsonl with `text`): perplexity before and after."""
+    pairs: str = ""
+    """A file of good and bad sentences (good, bad): the share of pairs in which the good one is likelier."""
+
+
 class GeneratorRecipe(CommonRecipe, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole recipe of a generator."""
 
@@ -120,6 +129,7 @@ class GeneratorRecipe(CommonRecipe, frozen=True, kw_only=True, forbid_unknown_fi
     train: Mapping[str, Any] = {}
     """`[train]`: the other keys of `GeneratorSettings`."""
     evaluate: GeneratorEvaluateSection = GeneratorEvaluateSection()
+    diagnose: GeneratorDiagnoseSection = GeneratorDiagnoseSection()
     gguf: GgufSection = GgufSection()
     quantize: GgufQuantizeSection = GgufQuantizeSection()
 

@@ -83,8 +83,13 @@ class DiagnoseSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=
     """One whose largest cosine to any singular vector of the base is below this is an intruder."""
     most: Annotated[int, msgspec.Meta(ge=0)] = 0
     """So many intruders, over all weights, are taken without a word."""
+    forgotten: Share = 0.05
+    """So much of what the base knew may be lost: a correlation, the accuracy of a probe or a share of pairs by its
+    fall, a perplexity by its rise as a share of what it was."""
+    rows: Annotated[int, msgspec.Meta(ge=3, le=1_000_000)] = 1500
+    """Rows of each file that are asked at most, at even distances over the file."""
     beyond: Literal["warn", "fail"] = "warn"
-    """What `edge-forge diagnose` does where there are more."""
+    """What `edge-forge diagnose` does where there are more intruders, or more is forgotten."""
 
 
 class CommonRecipe(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -151,7 +156,10 @@ def check_names(recipe: CommonRecipe, where: str) -> None:
             raise ConfigError(problem, f"{where}: {key}")
 
 
-_PLACES = {("base", "source"), ("data", "train"), ("data", "validation"), ("data", "test"), ("package", "keys")}
+_PLACES = {
+    ("base", "source"), ("data", "train"), ("data", "validation"), ("data", "test"), ("package", "keys"),
+    ("diagnose", "similarity"), ("diagnose", "earlier"), ("diagnose", "text"), ("diagnose", "pairs"),
+}  # fmt: skip
 RECIPE_BYTES = MIB
 # A key in so many parts, written bare or in quotes: the parser's time grows with the square of their number (20,000
 # parts take it 4 s), and no recipe has more than three.

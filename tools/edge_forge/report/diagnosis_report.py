@@ -1,6 +1,7 @@
 """The report of `edge-forge diagnose`: intruder dimensions, the rank of the update, how much each layer changed.
 
-`runs` maps a name to what a plan's `diagnosis` gives: `weights` (`spectra.WeightDiagnosis` as plain values), `repair`,
+`runs` maps a name to what a plan's `diagnosis` gives: `weights` (`spectra.WeightDiagnosis` as plain values), `repair`
+({factor, learned, kept} of each factor), `learned` (its name and value), `kept` ({before, after, lost} by question),
 `split`, `rows` and `train` (a TrainRecord).
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edge_forge.report import plots
+from edge_forge.report import forgetting_report, plots
 from edge_forge.report.blocks import Block, Drawing, Heading, Paragraph, Table
 from edge_forge.report.claims import percent
 
@@ -35,6 +36,7 @@ def blocks_of(runs: Runs, threshold: float) -> list[Block]:
         Drawing("updates", "Left: a curve that rises at once is an update of low rank. Right: how much changed.",
                 plots.updates(weights)),
     ]  # fmt: skip
+    found += forgetting_report.of_diagnosis(runs)
     for name, one in runs.items():
         found += _repair(name, one)
         found += _worst(name, one["weights"])
@@ -76,23 +78,31 @@ def beyond(runs: Runs, most: int) -> str:
 
 
 def _repair(name: str, run: Mapping[str, Any]) -> list[Block]:
-    """What scaling the intruders down does to the answers."""
+    """What scaling the intruders down does to the answers, and to what the base knew."""
     if not run["repair"]:
         return []
-    before = run["repair"][0]["accuracy"]
+    learned, before = run["learned"][0], run["repair"][0]["learned"]
     rows = [
-        [f"× {one['factor']:g}", percent(one["accuracy"]), f"{100 * (one['accuracy'] - before):+.2f}"]
+        [f"× {one['factor']:g}", *_learned(learned, one["learned"], before), *forgetting_report.repair_cells(run, one)]
         for one in run["repair"]
     ]
+    asked = [forgetting_report.title(question) for question in run["kept"]]
+    tells = "this table says what comes back and what it costs." if asked else "this table says what it costs here."
     return [
         Heading(f"{name}: intruders scaled down"),
         Paragraph(
             f"The {count(run['weights'])} intruders' singular values are multiplied by a factor, in the merged "
-            f"weights; accuracy is PyTorch's on the {run['rows']} {run['split']} rows. What the base "
-            "knew comes back as the factor falls, where the paper's finding holds; this table says what it costs here."
+            f"weights; {learned} is PyTorch's on the {run['rows']} {run['split']} rows. What the base "
+            f"knew comes back as the factor falls, where the paper's finding holds; {tells}"
         ),
-        Table(("singular values", "accuracy", "points"), rows),
+        Table(("singular values", learned, "change", *asked), rows),
     ]
+
+
+def _learned(name: str, value: float, before: float) -> list[str]:
+    if name == "perplexity":
+        return [f"{value:.2f}", f"{100 * (value / before - 1):+.1f} %"]
+    return [percent(value), f"{100 * (value - before):+.2f}"]
 
 
 def _worst(name: str, weights: Sequence[Mapping[str, Any]]) -> list[Block]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from edge_forge.progress import duration, size
+from edge_forge.report import forgetting_report
 from edge_forge.report.blocks import Block, Heading, Paragraph, Table
 from edge_forge.report.claims import Runs
 from edge_forge.train.methods import ADAPTER, METHODS
@@ -48,7 +49,8 @@ def blocks_of(runs: Runs) -> Iterator[Block]:
     )
     yield Table(
         ("run", "step size", "accuracy", "±", "train time", "processor time", "peak memory", "trained parameters",
-         "file", "INT8 loss", "FP16 loss", "INT8 p50", "INT8 p99", "INT8 memory"),
+         "file", "INT8 loss", "FP16 loss", "INT8 p50", "INT8 p99", "INT8 memory",
+         "most forgotten"),
         [[name, *_cells(figures)] for name, figures in runs.items()],
     )  # fmt: skip
     yield Paragraph(_steps_said(runs))
@@ -68,6 +70,7 @@ def _cells(figures: Mapping[str, Any]) -> list[str]:
         _loss(figures, "fp16"), f"{latency['p50_ms']:.1f} ms" if "p50_ms" in latency else "–",
         f"{latency['p99_ms']:.1f} ms" if "p99_ms" in latency else "–",
         size(int8["peak_bytes"]) if int8 and int8.get("peak_bytes") else "–",
+        forgetting_report.worst(figures.get("kept") or {}),
     ]  # fmt: skip
 
 

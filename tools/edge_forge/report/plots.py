@@ -203,6 +203,27 @@ def updates(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return _text(figure)
 
 
+def learning_and_forgetting(paths: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], learned: str) -> str:
+    """A panel per question: (points lost, learned) of each run, and dashed behind it what its repair makes of it.
+
+    `learned` is accuracy or perplexity, whose axis is turned so that up is better. A dotted line stands at no loss.
+    """
+    figure, axes = _figure(max(_WIDTH, 4.2 * len(paths)), 3.8, len(paths))
+    for one, (question, runs) in zip([axes] if len(paths) == 1 else axes, paths.items(), strict=True):
+        for (name, points), colour in zip(runs.items(), _COLOURS * len(runs), strict=False):
+            if len(points) > 1:
+                one.plot(*zip(*points, strict=True), color=colour, linestyle="--", marker=".", linewidth=1, alpha=0.7)
+            one.scatter(*points[0], s=60, color=colour, label=one_line(name), zorder=3)
+        one.axvline(0.0, color=GREY, linewidth=1, linestyle=":")
+        one.invert_xaxis()
+        if learned == "perplexity":
+            one.invert_yaxis()
+        one.set(xlabel="points lost: less is further right", ylabel=f"learned: {learned}")
+        one.set_title(one_line(question))
+        one.legend(frameon=False, fontsize=8)
+    return _text(figure)
+
+
 def layer_of(module: str) -> int:
     """The number of the layer in a module's name; 0 where it has none."""
     return next((int(part) for part in module.split(".") if part.isdigit()), 0)
