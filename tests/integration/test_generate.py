@@ -239,7 +239,7 @@ def test_a_diagnosis_asks_a_generator_for_a_text_and_for_the_likelier_sentences(
     (tmp_path / "text.txt").write_text("the lamp is on\nand the light is off\n\nthe door is open\n")
     (tmp_path / "pairs.tsv").write_text("paradigm\tgood\tbad\na\tthe lamp is on\tlamp the on is\nb\tit is\tis it\n")
     done = forge(
-        "diagnose", folder, "--build", folder / "build", "--json", "--set", "diagnose.cosine=1.0",
+        "diagnose", folder / "commands", "--build", folder / "build", "--json", "--set", "diagnose.cosine=1.0",
         "--text", tmp_path / "text.txt", "--pairs", tmp_path / "pairs.tsv",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
