@@ -26,7 +26,8 @@ help:
 	@echo "make check   format, lint, types, import contracts, architecture tests"
 	@echo "make simulate SEEDS=10000   the whole agent under faults, seed by seed (a tenth of a second each)"
 	@echo "make storm   good clients beside hostile ones on a real broker, for ten minutes; prints the table"
-	@echo "make nightly  the same with 10,000 seeds, going on after a failing one, and the fuzzer for ten minutes"
+	@echo "make powercut   every state that a power cut may leave of store and spool, every error of the disk (needs strace; half an hour)"
+	@echo "make nightly  the same as simulate, with 10,000 seeds, going on after a failing one, and the fuzzer for ten minutes"
 	@echo "             (about forty minutes)"
 	@echo "make fuzz FUZZ_SECONDS=600 TARGETS=\"onnx gguf\"   inputs on which parsers fail, by coverage (all targets: none named)"
 	@echo "make device-graphs   graphs for device-check, in build/device"
@@ -129,6 +130,11 @@ simulate: setup
 
 storm: setup llamacpp
 	@$(BIN)/python -m tests.support.hostile_clients storm
+
+# Every state that a power cut may leave of store and spool, and every error of the disk (needs strace; 20 to 40 minutes).
+.PHONY: powercut
+powercut: setup
+	@$(BIN)/python -m tests.support.power_cuts
 
 # Both to the end, whatever the other finds.
 nightly: setup

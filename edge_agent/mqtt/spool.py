@@ -211,7 +211,10 @@ class Spool:
     def _open(self) -> None:
         """Take over what an earlier run left, and number the events that wait in memory after it."""
         try:
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if not self._folder.is_dir():
+                self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                above = self._folder.parent  # where its name is kept
+                self._note_unsynced(above, os.open(above, os.O_RDONLY | os.O_CLOEXEC))
             self._segments = self._recover()
         except OSError as error:
             self.trouble = f"events are kept in memory only: {error.strerror or error}"

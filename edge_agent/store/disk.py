@@ -49,6 +49,15 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it that are missing, durably: `fsync` of a file does not keep the name of a folder
+    that it lies in. Raises OSError."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
 def replace_file(path: Path, data: bytes, written: Callable[[], None] = lambda: None) -> None:
     """Put `data` in the place of `path`, atomically and durably. `written` is called just before the rename.
 
@@ -103,8 +112,8 @@ class Blobs:
 
     def create(self) -> None:
         """Make the folders."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.unfinished.mkdir(exist_ok=True)
+        make_folder(self.folder)
+        make_folder(self.unfinished)
 
     def path(self, digest: str) -> Path:
         """The path of a blob, present or not."""

@@ -19,7 +19,7 @@ from edge_agent.base import limits
 from edge_agent.base.errors import EdgeError
 from edge_agent.bundle.jsonio import Document, decode, encode
 from edge_agent.core.memory_ledger import FootprintKey, MeasuredFootprint
-from edge_agent.store.disk import replace_file, translated
+from edge_agent.store.disk import make_folder, replace_file, translated
 
 log = logging.getLogger("edge_agent.store")
 FIGURES_FILE = "footprints.json"
@@ -70,7 +70,7 @@ class FootprintFile:
         contents = _Contents(figures={stored_key(key): _entry(figure) for key, figure in figures.items()})
         try:
             with translated(self._path.parent):
-                self._path.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(self._path.parent)
                 replace_file(self._path, encode(contents))
         except EdgeError as error:
             if not self._reported:

@@ -25,7 +25,7 @@ from edge_agent.bundle.probes import ProbeFile
 from edge_agent.core.desired_state import InstalledPackages
 from edge_agent.store import installed_models
 from edge_agent.store.crash_points import At, nowhere
-from edge_agent.store.disk import Blobs, translated
+from edge_agent.store.disk import Blobs, make_folder, translated
 from edge_agent.store.state_file import InstalledVersion, ModelRecord, Record, StateFile
 from edge_agent.store.state_folder import change_lock
 
@@ -231,10 +231,10 @@ class ModelStore:
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
         with translated(self._root):
-            self._root.mkdir(parents=True, exist_ok=True)
+            make_folder(self._root)
             with change_lock(self._root):
                 self._blobs.create()
-                (self._root / "roots").mkdir(exist_ok=True)
+                make_folder(self._root / "roots")
                 self._recover()
                 yield
 

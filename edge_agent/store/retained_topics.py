@@ -18,7 +18,7 @@ from msgspec import Meta
 from edge_agent.base import limits
 from edge_agent.base.errors import EdgeError
 from edge_agent.bundle.jsonio import Document, decode, encode
-from edge_agent.store.disk import replace_file, translated
+from edge_agent.store.disk import make_folder, replace_file, translated
 
 log = logging.getLogger("edge_agent.store")
 RETAINED_FILE = "retained.json"
@@ -55,7 +55,7 @@ class RetainedFile:
         """See `ports.RetainedTopics`."""
         try:
             with translated(self._path.parent):
-                self._path.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(self._path.parent)
                 replace_file(self._path, encode(_Contents(topics=tuple(topics)[-TOPICS:])))
         except EdgeError as error:
             if not self._reported:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from edge_agent.base.causes import Cause
 from edge_agent.base.errors import StoreError, UsageError
-from edge_agent.store.disk import translated
+from edge_agent.store.disk import make_folder, translated
 
 DAEMON_LOCK = "daemon.lock"
 CHANGE_LOCK = "change.lock"
@@ -45,7 +45,7 @@ class DaemonHold:
         try:
             with translated(self._state_dir):
                 for folder in (self._state_dir, self._inbox):
-                    folder.mkdir(parents=True, exist_ok=True)
+                    make_folder(folder)
                 self._lock()
                 if not os.access(self._state_dir, os.W_OK | os.X_OK):
                     # os.access does not say why; a file does.

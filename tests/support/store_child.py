@@ -72,7 +72,8 @@ class Device:
         self._process.communicate(timeout=10)
 
 
-def _work(order: dict[str, Any], out: int) -> None:
+def change(order: dict[str, Any], out: int) -> None:
+    """Carry out an order in this process, and write how it ended to the descriptor `out`."""
     points: list[str] = []
     left = order["nth"]
 
@@ -102,7 +103,7 @@ def _answer(order: dict[str, Any]) -> str:
     if pid == 0:
         os.close(read)
         try:
-            _work(order, write)
+            change(order, write)
         finally:
             os._exit(0)
     os.close(write)
