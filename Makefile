@@ -25,6 +25,8 @@ help:
 	@echo "make test    every test, real broker included"
 	@echo "make check   format, lint, types, import contracts, architecture tests"
 	@echo "make simulate SEEDS=10000   the whole agent under faults, seed by seed (a tenth of a second each)"
+	@echo "make histories HISTORIES=10000 SEED=0   random histories of a desired state: kills, power cuts, full disks, lost"
+	@echo "             packages; 0 stuck, 0 half applied (a tenth of a second each)"
 	@echo "make storm   good clients beside hostile ones on a real broker, for ten minutes; prints the table"
 	@echo "make powercut   every state that a power cut may leave of store and spool, every error of the disk (needs strace; half an hour)"
 	@echo "make nightly  the same as simulate, with 10,000 seeds, going on after a failing one, and the fuzzer for ten minutes"
@@ -127,6 +129,11 @@ conformance-schemas: setup llamacpp
 
 simulate: setup
 	@$(BIN)/python -m tests.support.whole --seeds $(SEEDS)
+
+HISTORIES ?= 10000
+SEED ?= 0
+histories: setup
+	@$(BIN)/python -m tests.support.histories --count $(HISTORIES) --seed $(SEED)
 
 storm: setup llamacpp
 	@$(BIN)/python -m tests.support.hostile_clients storm

@@ -352,7 +352,7 @@ class DesiredState:
             self.items.append(Item(Wanted(*gone, None), since_s=wall_s))
 
     def _observe(self, item: Item, installed: InstalledPackages, wall_s: float) -> None:
-        if item.state is ItemState.WORKING or self._waits_for_model(item):
+        if item.state is ItemState.WORKING or self._waits_for(item) is not None:
             return
         shown = installed.shows(item.wanted)
         if shown and item.state is not ItemState.APPLIED:
@@ -360,11 +360,18 @@ class DesiredState:
         elif not shown and item.state is ItemState.APPLIED:
             item.lost(installed.current.get(item.wanted.key), wall_s)
 
-    def _waits_for_model(self, item: Item) -> bool:
-        """An adapter is looked at after its model: another base may bring, keep or lose it."""
+    def _waits_for(self, item: Item) -> str | None:
+        """What must end before an adapter is looked at: its model, since another base may bring, keep or lose it; and
+        for its removal every install, since the package of an adapter brings it to all models with its base."""
         if item.wanted.adapter is None or item.ended:
-            return False
-        return any(one.wanted.key == (item.wanted.model, None) and not one.ended for one in self.items)
+            return None
+        removal = item.wanted.package is None
+        for one in self.items:
+            if not one.ended and (
+                one.wanted.key == (item.wanted.model, None) or (removal and one.wanted.package is not None)
+            ):
+                return one.wanted.text()
+        return None
 
     def _ready(self, item: Item, around: Surroundings) -> bool:
         """Whether an attempt can be begun; else `next` says what it waits for."""
@@ -372,8 +379,8 @@ class DesiredState:
             item.wait("waits for a store that can be read")
             return False
         action = _action(item.wanted, around.installed)
-        if self._waits_for_model(item):
-            item.wait(f"waits for model {item.wanted.model!r}")
+        if (first := self._waits_for(item)) is not None:
+            item.wait(f"waits for {first}")
         elif around.now_s < item.again_s:
             pass  # `attempt_ended` has said when it is tried again
         elif action is StoreAction.INSTALL and item.wanted.package not in around.offered:
@@ -391,8 +398,9 @@ class DesiredState:
                 item.time_is_up(self.within_s, wall_s)
 
 
-_ORDER = {(False, True): 0, (False, False): 1, (True, False): 2, (True, True): 3}
-"""Removals first, since they make room, then models, then adapters."""
+_ORDER = {(False, False): 0, (True, False): 1, (True, True): 2, (False, True): 3}
+"""By whether a package is wanted, and whether it is an adapter: models that go first, since they make room, then
+models, then adapters, then adapters that go."""
 _UNDER_WAY = {
     StoreAction.INSTALL: "is being installed",
     StoreAction.ROLL_BACK: "is being returned to the version before",

@@ -295,6 +295,22 @@ def test_others_are_removed_where_the_policy_says_so_but_not_what_came_with_its_
     assert board.state.summary is ItemState.APPLIED
 
 
+def test_an_adapter_that_is_to_go_goes_after_the_install_that_may_bring_it() -> None:
+    """The package of an adapter brings it to every model with its base."""
+    board = Board(
+        [Wanted("other", "a", None), ADAPTER], offered={"p2"}, current={("m", None): "p0", ("other", None): "p0"}
+    )
+    begun = board.step()
+    assert begun is not None and begun.wanted == ADAPTER
+    assert board.item(Wanted("other", "a", None)).state is ItemState.PENDING
+    board.current[("other", "a")] = "p2"
+    board.end()
+    begun = board.step()
+    assert begun is not None and begun.action is StoreAction.REMOVE and begun.wanted.model == "other"
+    board.end()
+    assert board.state.summary is ItemState.APPLIED
+
+
 def test_a_store_that_cannot_be_read_neither_begins_nor_loses_anything() -> None:
     board = Board([MODEL], offered={"p1"}, current={("m", None): "p1"})
     board.step()
