@@ -14,7 +14,7 @@ LLAMA_FLAGS := -DGGML_NATIVE=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BU
 export PIP_CONSTRAINT := $(CURDIR)/tools/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: console console-test deb deb-life metrics-lint home-assistant families fuzz every-verb tensorrt-parser operators-day provisioned-image device-graphs device-check help demo demo-llm llamacpp litert wheel test check format bench conformance-schemas simulate storm nightly clean setup
+.PHONY: console console-test deb deb-life metrics-lint home-assistant node-red families fuzz every-verb tensorrt-parser operators-day provisioned-image device-graphs device-check help demo demo-llm llamacpp litert wheel test check format bench conformance-schemas simulate storm nightly clean setup
 help:
 	@echo "make demo    train, package, sign, install and query adapters on this machine (five to eight minutes)"
 	@echo "make demo-llm a language model, made here, that streams its answers (compiles llama.cpp: 3 to 10 minutes once;"
@@ -36,7 +36,8 @@ help:
 	@echo "make device-check    on a machine with TensorRT: adapters in one batch, builds, kills (docs/jetson.md)"
 	@echo "make tensorrt-parser   NVIDIA's parser and builder over the graphs of every family of encoders (three minutes)"
 	@echo "make home-assistant HASS_PYTHON=python3.13   a real Home Assistant discovers a real agent (a minute, and its"
-	@echo "             installation)"
+	@echo "             installation), and its example automation"
+	@echo "make node-red    the example flow in a real Node-RED (needs npm; a minute)"
 	@echo "make console the page of edge-agent console, from tools/console (npm); make console-test tries it in a real Chromium"
 	@echo "make every-verb  every verb of both programs, as three users, with every kind of wrong input (three minutes; as root)"
 	@echo "make operators-day   install, kill, upgrade, remove and more on a real systemd in a container (four minutes;"
@@ -160,6 +161,11 @@ tensorrt-parser: setup
 home-assistant: setup
 	@$(HASS_PYTHON) -m venv build/home-assistant && build/home-assistant/bin/pip install --quiet homeassistant paho-mqtt
 	@$(BIN)/python -m tests.conformance.home_assistant build/home-assistant/bin/hass
+
+node-red: setup
+	@command -v npm >/dev/null || { echo "npm is not installed: apt install npm"; exit 1; }
+	@mkdir -p build/node-red && npm install --silent --no-audit --no-fund --prefix build/node-red node-red@4
+	@$(BIN)/python -m tests.conformance.node_red build/node-red/node_modules/.bin/node-red
 
 # Needs promtool (Debian package prometheus): names and units of the metrics by Prometheus' own linter.
 metrics-lint: setup
