@@ -457,6 +457,12 @@ def test_methods_are_compared_side_by_side(built, folder):
     for run in found["runs"].values():
         for one in run["variants"]:
             assert ("ratio_low" in one["latency"]) == one["shipped"], "all that is shipped was measured in turns"
+    attached = {one["dtype"]: one["latency"] for one in found["runs"]["lamps lora"]["attached"]}
+    shipped = {one["dtype"] for one in found["runs"]["lamps lora"]["variants"] if one["shipped"]}
+    assert set(attached) == {"fp32", "int8"} & shipped
+    assert all(one["ratio_low"] <= one["ratio"] <= one["ratio_high"] != 1.0 for one in attached.values())
+    assert "attached" not in found["runs"]["lamps full"], "full tuning has no adapter"
+    assert "Attached, times as long as merged" in report
     assert "Latencies were measured in turns" in report
     assert "## What to choose" in report
     assert "a further task adds " in report

@@ -1,5 +1,6 @@
 """A random small BERT from PyTorch to the device's backend, with and without an adapter, in every number format."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -121,6 +122,15 @@ def test_latency_and_memory_are_measured(base):
     assert all(time > 0 for times in turns for time in times)
     memory = measure.memory(subject(folder))
     assert 0 < memory.session_bytes < memory.peak_bytes
+
+
+def test_the_bases_prompt_is_among_what_is_timed(base, monkeypatch):
+    folder, _, _ = base
+    told = []
+    monkeypatch.setattr(measure, "_run", lambda session, subject, rows: told.append(len(rows[0])))
+    for prompt in ("", "lamp lamp lamp "):
+        measure.times_in_turns([dataclasses.replace(subject(folder), prompt=prompt)], TEXTS[:1], turns=1)
+    assert told[-1] == told[0] + 3
 
 
 def test_memory_of_a_model_that_cannot_be_loaded_is_an_error_with_its_reason(base, tmp_path):

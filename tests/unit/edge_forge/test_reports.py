@@ -198,10 +198,15 @@ def test_latencies_of_a_comparison_carry_intervals_and_ratios():
         one["latency_ms"] = 8.0 * times
         one["latency"] = {"p50_ms": 8.0 * times, "low_ms": 7.9 * times, "high_ms": 8.4 * times, "ratio": times,
                           "ratio_low": times - 0.01, "ratio_high": times + 0.02}  # fmt: skip
+    run["attached"] = [
+        {"dtype": "int8", "latency": {"p50_ms": 4.2, "ratio": 1.1, "ratio_low": 1.08, "ratio_high": 1.13}}
+    ]
     text = markdown(classifier_report.comparison({"toy lora": run, "toy full": figures(train=FULL)}))
     assert "8.0 (7.9 to 8.4) ms" in text
+    assert "Attached, times as long as merged" in text and "`toy lora, int8`: 1.10 (1.08 to 1.13), 4.2 ms" in text
     assert "`toy lora, merged int8`: 0.45 (0.44 to 0.47)" in text
-    assert "measured in turns" not in markdown(classifier_report.comparison({"a": figures(), "b": figures()}))
+    bare = markdown(classifier_report.comparison({"a": figures(), "b": figures()}))
+    assert "measured in turns" not in bare and "Attached" not in bare
 
 
 def test_runs_on_other_rows_or_of_one_method_are_not_weighed_against_each_other():

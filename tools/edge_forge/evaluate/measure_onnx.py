@@ -141,7 +141,11 @@ def times_in_turns(subjects: Sequence[OnnxSubject], texts: Sequence[str], turns:
     """
     with ExitStack() as stack:
         opened = [
-            (one, tokens.open_tokenizer(str(one.tokenizer), one.max_tokens), stack.enter_context(_session(one)))
+            (
+                one,
+                tokens.open_tokenizer(str(one.tokenizer), one.max_tokens, one.prompt),
+                stack.enter_context(_session(one)),
+            )
             for one in subjects
         ]
         found: list[list[float]] = [[] for _ in subjects]

@@ -6,13 +6,13 @@ base ─┴─▶ export ─▶ quantize ─▶ measure ─▶ gates ─▶ pack
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from edge_forge.evaluate.classifier_metrics import ECE_BINS
-from edge_forge.package.classifier_sources import LITERT, RUNTIME
+from edge_forge.package.classifier_sources import LITERT, RUNTIME, GraphVariant
 from edge_forge.plan.cache import Cache
 from edge_forge.plan.classifier_packages import ClassifierPackages
 from edge_forge.plan.classifier_training import CODE, ClassifierTraining
@@ -180,37 +180,83 @@ class ClassifierPlan:
         return {name: str(entry.path(PACKAGE)) for name, (_, entry) in self.packages.packed.items()}
 
 
+class _Timed(NamedTuple):
+    """A graph that is timed: of which run, and the digest of the merged graph that it is set beside ('': it is one)."""
+
+    run: str
+    graph: GraphVariant
+    beside: str = ""
+
+
 def timed_in_turns(plans: Mapping[str, ClassifierPlan], runs: Mapping[str, Figures]) -> Mapping[str, Figures]:
     """The runs with latencies that were measured in turns over all shipped merged graphs of all plans: median, interval
-    of the median, and the ratio to the first of them with its interval (`latency_ms`, `latency`)."""
+    of the median, and the ratio to the first of them with its interval (`latency_ms`, `latency`).
+
+    `attached`: the same of each base graph with an adapter in its bank, {dtype, latency}, whose ratio is to the merged
+    graph of that format; of runs with one base graph by the first one's adapter.
+    """
     found: dict[str, dict[str, Any]] = {name: dict(figures) for name, figures in runs.items()}
-    shipped = [
-        (name, graph) for name, plan in plans.items() for graph in plan.exports.merged_graphs
+    merged = [
+        _Timed(name, graph) for name, plan in plans.items() for graph in plan.exports.merged_graphs
         if graph.runs_here
         and any(one["shipped"] and one["digest"] == graph.digest for one in runs[name]["variants"])
     ]  # fmt: skip
-    if not shipped:
+    if not merged:
         return found
-    first = next(iter(plans.values()))
-    texts = [row.text for row in first.training.data.measured[1][:_LATENCY_TEXTS]]
-    subjects = {graph.digest: plans[name].exports.subject(graph) for name, graph in shipped}
-
-    def work(_: Path) -> Mapping[str, Any]:
-        from edge_forge.evaluate.measure_onnx import times_in_turns
-        from edge_forge.evaluate.paired import latencies
-
-        return latencies(dict(zip(subjects, times_in_turns(list(subjects.values()), texts), strict=True)))
-
-    inputs = {f"{place}": digest for place, digest in enumerate(subjects)}
-    settings = {"texts": texts, **runtime_versions(graph.runtime for _, graph in shipped)}
-    facts = first.steps.run("latency", inputs, settings, work, "latency of all in turns").facts
+    timed: dict[str, _Timed] = {}
+    for one in (*merged, *_attached(plans, merged)):
+        timed.setdefault(one.graph.digest, one)
+    facts = _turns(plans, timed)
     for figures in found.values():
         figures["variants"] = [
             {**one, "latency_ms": facts[one["digest"]]["p50_ms"], "latency": facts[one["digest"]]}
             if one["digest"] in facts else one
             for one in figures["variants"]
         ]  # fmt: skip
+    for digest, one in timed.items():
+        if one.beside:
+            told = {"dtype": one.graph.dtype, "latency": facts[digest]}
+            found[one.run]["attached"] = [*found[one.run].get("attached", ()), told]
     return found
+
+
+def _attached(plans: Mapping[str, ClassifierPlan], merged: Sequence[_Timed]) -> Iterator[_Timed]:
+    """The base's graphs of the formats that are timed merged, where a run's adapter can be attached."""
+    for name, plan in plans.items():
+        formats = {
+            one.graph.dtype: one.graph.digest for one in merged if one.run == name and one.graph.runtime == RUNTIME
+        }
+        for graph in plan.exports.bare_graphs if formats and plan.exports.has_multi_adapter else ():
+            if graph.runtime == RUNTIME and graph.dtype in formats:
+                yield _Timed(name, graph, formats[graph.dtype])
+
+
+def _turns(plans: Mapping[str, ClassifierPlan], timed: Mapping[str, _Timed]) -> Mapping[str, Any]:
+    """`paired.latencies` by digest; a ratio is to the first graph, of one that stands beside another to that one."""
+    first = next(iter(plans.values()))
+    texts = [row.text for row in first.training.data.measured[1][:_LATENCY_TEXTS]]
+    subjects = {digest: plans[one.run].exports.subject(one.graph) for digest, one in timed.items()}
+
+    def work(_: Path) -> Mapping[str, Any]:
+        from edge_forge.evaluate.measure_onnx import times_in_turns
+        from edge_forge.evaluate.paired import latencies
+
+        times = dict(zip(subjects, times_in_turns(list(subjects.values()), texts), strict=True))
+        pairs = {digest: (one.beside, digest) for digest, one in timed.items() if one.beside}
+        beside = {own: latencies({name: times[name] for name in pair})[own] for own, pair in pairs.items()}
+        return {**latencies(times), **beside}
+
+    inputs = {f"{place}": digest for place, digest in enumerate(subjects)}
+    adapters = {one.run for one in timed.values() if one.beside}
+    inputs |= {
+        f"adapter of {name}": plans[name].training.trained_digests["run/adapter.safetensors"] for name in adapters
+    }
+    settings = {
+        "texts": texts, "prompts": [one.prompt for one in subjects.values()],
+        "beside": [one.beside for one in timed.values()],
+        **runtime_versions(one.graph.runtime for one in timed.values()),
+    }  # fmt: skip
+    return first.steps.run("latency", inputs, settings, work, "latency of all in turns").facts
 
 
 def answers(logits_file: Path, gold: list[str], labels: tuple[str, ...]) -> str:

@@ -298,11 +298,16 @@ class OnnxExports:
         return dataclasses.replace(graph, figures={**(graph.figures or {}), **figures})
 
     def subject(self, graph: GraphVariant) -> OnnxSubject:
-        """A merged graph as it is measured."""
+        """A graph as it is measured: a merged one, or the base's with this recipe's adapter attached."""
         from edge_forge.evaluate.measure_onnx import OnnxSubject
 
-        tokenizer = self.merged_export.path("tokenizer.json")
-        return OnnxSubject(graph.path, tokenizer, self.recipe.task.max_tokens, backend=graph.measured_by)
+        entry, adapter = self.merged_export, None
+        if graph.form == MULTI_ADAPTER:
+            entry, adapter = self.base_export, self.training.trained.path("run/adapter.safetensors")
+        return OnnxSubject(
+            graph.path, entry.path("tokenizer.json"), self.recipe.task.max_tokens, adapter,
+            self.training.base.base_id if adapter else "", prompt=self.training.prompt, backend=graph.measured_by,
+        )  # fmt: skip
 
     @cached_property
     def multi_adapter_graphs(self) -> tuple[GraphVariant, ...]:

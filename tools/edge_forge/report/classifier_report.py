@@ -348,8 +348,20 @@ def _in_turns(runs: Runs) -> Iterator[Block]:
             f"Latencies were measured in turns, one text of each at a time, so that other work on this host slows all "
             f"alike; intervals are of the median, 95 %. Times as long as `{timed[0][0]}`:"
         )
-        yield Items([f"`{name}`: {one['ratio']:.2f} ({one['ratio_low']:.2f} to {one['ratio_high']:.2f})"
-                     for name, one in timed[1:]])  # fmt: skip
+        yield Items([f"`{name}`: {_ratio(one)}" for name, one in timed[1:]])
+    attached = [(name, one) for name, figures in runs.items() for one in figures.get("attached") or ()]
+    if attached:
+        yield Paragraph(
+            "An adapter that is attached to the base costs two small products behind every linear layer; merged it "
+            "costs nothing, and the device holds a model of its own for each task. Attached, times as long as merged, "
+            "in the same turns:"
+        )
+        yield Items([f"`{name}, {one['dtype']}`: {_ratio(one['latency'])}, {one['latency']['p50_ms']:.1f} ms"
+                     for name, one in attached])  # fmt: skip
+
+
+def _ratio(latency: Mapping[str, float]) -> str:
+    return f"{latency['ratio']:.2f} ({latency['ratio_low']:.2f} to {latency['ratio_high']:.2f})"
 
 
 def _recommendation(runs: Runs) -> Iterator[Block]:
