@@ -163,7 +163,7 @@ def a_mounted_disk_is_not_purged(board: Board) -> None:
     dpkg(board, "-i /opt/deb/1.deb")
     board.run(f"systemctl stop edge-agent && mount -t tmpfs none {STATE} && touch {STATE}/precious")
     assert "was left" in dpkg(board, "-P edge-agent")
-    board.run(f"test -e {STATE}/precious && umount {STATE} && rmdir {STATE}")
+    board.run(f"test -e {STATE}/precious && umount {STATE} && rm -r {STATE}")
 
 
 LIFE: tuple[Callable[[Board], None], ...] = (

@@ -497,7 +497,9 @@ def test_a_seed_that_was_cut_off_is_taken_back_with_its_secrets(tmp_path: Path, 
     assert not list(tmp_path.iterdir())
 
 
-def test_an_image_of_another_architecture_is_not_booted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_of_another_architecture_is_booted_with_an_emulator_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = inspect_root(made_up_root(tmp_path / "root"))
     monkeypatch.setattr(first_boot.shutil, "which", lambda name: None if name == "mosquitto" else f"/usr/bin/{name}")
     monkeypatch.setattr(first_boot.os, "geteuid", lambda: 0)
@@ -505,14 +507,41 @@ def test_an_image_of_another_architecture_is_not_booted(tmp_path: Path, monkeypa
         first_boot.check_can_boot(target)
     monkeypatch.setattr(first_boot.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(first_boot.platform, "machine", lambda: "x86_64")
-    with pytest.raises(UsageError, match="of aarch64, this host of x86_64"):
+    monkeypatch.setattr(first_boot, "_BINFMT", tmp_path)
+    for registered in (None, "disabled\nflags: POCF\n", "enabled\nflags: PO\n"):
+        if registered is not None:
+            (tmp_path / "qemu-aarch64").write_text(registered)
+        with pytest.raises(UsageError, match=r"of aarch64, this host of x86_64, .* \(apt install qemu-user-static"):
+            first_boot.check_can_boot(target)
+    (tmp_path / "qemu-aarch64").write_text("enabled\ninterpreter /usr/bin/qemu-aarch64-static\nflags: POF\n")
+    with pytest.raises(EdgeError, match="it has no systemd"):
         first_boot.check_can_boot(target)
+    (tmp_path / "qemu-aarch64").unlink()
     monkeypatch.setattr(first_boot.platform, "machine", lambda: "aarch64")
     with pytest.raises(EdgeError, match="it has no systemd"):
         first_boot.check_can_boot(target)
     monkeypatch.setattr(first_boot.os, "geteuid", lambda: 1000)
     with pytest.raises(UsageError, match="only root"):
         first_boot.check_can_boot(target)
+
+
+def test_an_emulated_boot_leaves_out_what_qemu_cannot_do_and_says_so(tmp_path: Path) -> None:
+    secret = tmp_path / image_plan.CREDENTIALS / "mqtt-password"
+    secret.parent.mkdir(parents=True)
+    secret.write_text("first\n")
+    (note,) = first_boot._prepare_emulation(tmp_path)
+    assert "emulated" in note and "credentials" in note
+    daemon, factory = (
+        (tmp_path / f"etc/systemd/system/{unit}.d/zz-emulated.conf").read_text().splitlines()
+        for unit in (service.UNIT, service.FACTORY_UNIT)
+    )
+    assert "LoadCredential=" in daemon and "LoadCredential=" not in factory
+    for lines in (daemon, factory):
+        (bind,) = (line.removeprefix("BindReadOnlyPaths=") for line in lines if line.startswith("BindReadOnlyPaths="))
+        source, _, over = bind.partition(":")
+        assert over == "/proc/cpuinfo" and "0xd0b" in (tmp_path / source.lstrip("/")).read_text()
+    (named,) = (line.rpartition("=")[2] for line in daemon if "PASSWORD_FILE" in line)
+    assert (tmp_path / named.lstrip("/")).read_text() == "first\n"
 
 
 def test_the_first_boots_unit_has_the_services_sandbox() -> None:

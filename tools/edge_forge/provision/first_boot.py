@@ -3,6 +3,9 @@
 What runs is a copy (an overlay, where the kernel takes one), so that nothing of this boot is left in the image: no
 machine id, no journal, no installed package. The broker is a mosquitto of this host in the container's network, which
 has nothing but a loopback: the address of the fleet's broker is one of this loopback's own, and its name leads there.
+
+A tree of another architecture runs under qemu-user, which binfmt_misc starts. It cannot do all that a kernel does, so
+the copy gets drop-ins (`_prepare_emulation`), and what they leave out is said to be not tried.
 """
 
 from __future__ import annotations
@@ -31,6 +34,25 @@ from edge_forge.provision.image_writer import Entry, ImageWriter
 from edge_forge.provision.target_root import TargetRoot, locate
 
 NEEDED: Final = ("systemd-nspawn", "nsenter")
+_BINFMT: Final = Path("/proc/sys/fs/binfmt_misc")
+_EMULATED: Final = 8.0
+"""How many times longer everything may take under qemu-user."""
+_EMULATED_CPU: Final = "cortex-a76"
+"""Of a Raspberry Pi 5. qemu's default has instructions that INT8 kernels choose and qemu 7.2 computes wrongly."""
+_STAND_INS: Final = "etc/edge-first-boot"
+"""Files that exist in the copy alone."""
+_ARM_CORE: Final = """\
+processor\t: {number}
+BogoMIPS\t: 108.00
+Features\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp
+CPU implementer\t: 0x41
+CPU architecture: 8
+CPU variant\t: 0x4
+CPU part\t: 0xd0b
+CPU revision\t: 1
+
+"""
+"""/proc/cpuinfo of such a core: that of the host, which qemu-user shows, makes ONNX Runtime 1.32 crash."""
 _BOOT_S: Final = 120.0
 _COMMAND_S: Final = 60.0
 _POLL_S: Final = 0.5
@@ -68,9 +90,11 @@ class FirstBoot:
 
 
 class BootedTree:
-    """A root file system that systemd-nspawn has booted, with a network of its own that has no way out."""
+    """A root file system that systemd-nspawn has booted, with a network of its own that has no way out. `patience`: how
+    many times longer than usual everything may take."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, patience: float = 1.0) -> None:
+        self.patience = patience
         self.started_s = time.monotonic()
         self._nspawn = subprocess.Popen(
             ["systemd-nspawn", "-q", "-D", str(root), "--boot", "--register=no", "--keep-unit", "--private-network",
@@ -81,7 +105,7 @@ class BootedTree:
 
     def wait_for_boot(self, seconds: float = _BOOT_S) -> None:
         """Until systemd answers. Raises EdgeError."""
-        until_s = time.monotonic() + seconds
+        until_s = time.monotonic() + seconds * self.patience
         while time.monotonic() < until_s and self._nspawn.poll() is None:
             with contextlib.suppress(OSError):
                 children = Path(f"/proc/{self._nspawn.pid}/task/{self._nspawn.pid}/children").read_text().split()
@@ -94,12 +118,12 @@ class BootedTree:
     def run(self, command: str, seconds: float = _COMMAND_S) -> tuple[int, str]:
         """Exit code and output of a shell command inside; 124 for one that does not end."""
         line = ["nsenter", "--target", str(self._init), "--all", "/usr/bin/env", "-i",
-                "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8", "sh",
-                "-c", command]  # fmt: skip
+                "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8",
+                f"QEMU_CPU={_EMULATED_CPU}", "sh", "-c", command]  # fmt: skip
         try:
-            done = subprocess.run(line, capture_output=True, text=True, timeout=seconds, check=False)
+            done = subprocess.run(line, capture_output=True, text=True, timeout=seconds * self.patience, check=False)
         except subprocess.TimeoutExpired:
-            return 124, f"no end within {seconds:g} s"
+            return 124, f"no end within {seconds * self.patience:g} s"
         return done.returncode, (done.stdout + done.stderr).strip()[-_SAID_CHARS:]
 
     def in_network(self, *command: str) -> list[str]:
@@ -111,7 +135,7 @@ class BootedTree:
         if self._init:
             self.run("systemctl poweroff")
         try:
-            self._nspawn.wait(30.0)
+            self._nspawn.wait(30.0 * self.patience)
         except subprocess.TimeoutExpired:
             self._nspawn.kill()
             self._nspawn.wait()
@@ -126,26 +150,39 @@ def check_can_boot(target: TargetRoot) -> None:
         raise UsageError(
             f"--boot needs {', '.join(missing)}", None, "apt install systemd-container util-linux mosquitto"
         )
-    if target.machine != platform.machine():
+    if target.machine != platform.machine() and not _has_emulator(target.machine):
         raise UsageError(
-            f"the image is of {target.machine}, this host of {platform.machine()}", str(target.path),
-            "--boot starts images of the host's own architecture: run it on a board, or leave it out",
+            f"the image is of {target.machine}, this host of {platform.machine()}, and binfmt_misc has no emulator "
+            "for it that works in a container", str(target.path),
+            "apt install qemu-user-static; or run it on a board, or leave out --boot",
         )  # fmt: skip
     if locate(target.path, "usr/lib/systemd/systemd") is None and locate(target.path, "lib/systemd/systemd") is None:
         raise EdgeError("it has no systemd", str(target.path), "the service needs one")
 
 
-def first_boot(root: Path, entries: Sequence[Entry], settings: Settings, models: Sequence[str]) -> FirstBoot:
-    """Boot a copy of `root` with these files in it, and wait until each of `models` has answered.
+def _has_emulator(machine: str) -> bool:
+    """Whether the kernel starts programs of that architecture also where the emulator's file is not seen (flag F)."""
+    try:
+        lines = (_BINFMT / f"qemu-{machine}").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return False
+    return "enabled" in lines and any(line.startswith("flags:") and "F" in line for line in lines)
+
+
+def first_boot(target: TargetRoot, entries: Sequence[Entry], settings: Settings, models: Sequence[str]) -> FirstBoot:
+    """Boot a copy of a root with these files in it, and wait until each of `models` has answered.
 
     Raises EdgeError with the service's own words when one does not within two minutes after the boot.
     """
-    with _copy(root) as tree:
+    emulated = target.machine != platform.machine()
+    with _copy(target.path) as tree:
         make_user(ServiceTarget(tree, "/usr/bin/python3"), [])
         writer = ImageWriter(tree)
         writer.write(writer.plan(entries))
         notes = _prepare(tree, settings)
-        board = BootedTree(tree)
+        if emulated:
+            notes += _prepare_emulation(tree)
+        board = BootedTree(tree, _EMULATED if emulated else 1.0)
         try:
             board.wait_for_boot()
             up_s = time.monotonic() - board.started_s
@@ -167,7 +204,7 @@ def _asked(
         options = f" --adapter {shlex.quote(adapter)}" if adapter else ""
         code, said = board.run(
             f"{_PLAIN if settings.mqtt.tls.enabled else ''}edge-agent infer {shlex.quote(model)} {shlex.quote(_TEXT)} "
-            f"--deadline 30{options}"
+            f"--deadline {30 * board.patience:g}{options}"
         )
         if code == 0:
             name = f"{model} with {adapter}" if adapter else model
@@ -175,7 +212,7 @@ def _asked(
         return said
 
     said = "it was not asked"
-    until_s = time.monotonic() + _BOOT_S
+    until_s = time.monotonic() + _BOOT_S * board.patience
     while time.monotonic() < until_s:
         for model in [one for one in models if one not in answers]:
             said = ask(model)
@@ -218,7 +255,7 @@ def _refused(board: BootedTree) -> dict[str, str]:
 
 def _until_online(board: BootedTree) -> float:
     """Seconds until the service says that it is ready. Raises EdgeError with its last words."""
-    until_s = time.monotonic() + _BOOT_S
+    until_s = time.monotonic() + _BOOT_S * board.patience
     while time.monotonic() < until_s:
         state = board.run("systemctl is-active edge-agent")[1]
         if state == "active":
@@ -263,6 +300,29 @@ def _prepare(tree: Path, settings: Settings) -> list[str]:
         drop_ins.mkdir(parents=True, exist_ok=True)
         (drop_ins / "zz-first-boot.conf").write_text(f"[Service]\nEnvironment={_PLAIN}\n")
     return notes
+
+
+def _prepare_emulation(tree: Path) -> list[str]:
+    """Drop-ins of both units for qemu-user, where systemd cannot pass credentials (status 243); what is not tried."""
+    own = tree / _STAND_INS
+    own.mkdir()
+    cores = "".join(_ARM_CORE.format(number=number) for number in range(os.cpu_count() or 1))
+    (own / "cpuinfo").write_text(cores)
+    lines = [
+        "[Service]", f"Environment=QEMU_CPU={_EMULATED_CPU}", f"BindReadOnlyPaths=/{_STAND_INS}/cpuinfo:/proc/cpuinfo",
+        "TimeoutStartSec=infinity",
+    ]  # fmt: skip
+    daemon = ["LoadCredential=", "SetCredential=", "WatchdogSec=0"]
+    secret = tree / CREDENTIALS / "mqtt-password"
+    if secret.is_file():
+        # The copy lies in a folder that is root's alone.
+        shutil.copyfile(secret, own / secret.name)
+        daemon.append(f"Environment=EDGE_AGENT__MQTT__PASSWORD_FILE=/{_STAND_INS}/{secret.name}")
+    for unit, more in ((service.UNIT, daemon), (service.FACTORY_UNIT, [])):
+        folder = tree / f"{service.SYSTEM}/{unit}.d"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "zz-emulated.conf").write_text("\n".join([*lines, *more]) + "\n")
+    return ["speed, system calls, systemd's credentials and the watchdog: the processor is emulated by qemu-user"]
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

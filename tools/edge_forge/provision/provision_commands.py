@@ -103,7 +103,7 @@ def _boot(arguments: argparse.Namespace, job: ImageJob) -> FirstBoot:
     board = next(one for one in job.own if not job.into or one.name == job.into)
     if not arguments.json:
         print(f"boot      a copy of the image as {board.name}, without a network", file=sys.stderr, flush=True)
-    return first_boot(arguments.root, [*job.shared, *board.entries], board.settings, models)
+    return first_boot(job.target, [*job.shared, *board.entries], board.settings, models)
 
 
 def _job(arguments: argparse.Namespace, scratch: Path) -> ImageJob:
