@@ -14,7 +14,7 @@ LLAMA_FLAGS := -DGGML_NATIVE=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BU
 export PIP_CONSTRAINT := $(CURDIR)/tools/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: console console-test deb deb-life metrics-lint home-assistant node-red families fuzz every-verb tensorrt-parser operators-day provisioned-image device-graphs device-check help demo demo-llm llamacpp litert wheel test check format bench conformance-schemas simulate storm nightly clean setup
+.PHONY: console console-test deb deb-life deb-lint device-arm64 metrics-lint home-assistant node-red families fuzz every-verb tensorrt-parser operators-day provisioned-image device-graphs device-check help demo demo-llm llamacpp litert wheel test check format bench conformance-schemas simulate storm nightly clean setup
 help:
 	@echo "make demo    train, package, sign, install and query adapters on this machine (five to eight minutes)"
 	@echo "make demo-llm a language model, made here, that streams its answers (compiles llama.cpp: 3 to 10 minutes once;"
@@ -22,6 +22,9 @@ help:
 	@echo "make wheel   dist/edge_agent-*.whl, to be installed on boards"
 	@echo "make deb SUITE=bookworm ARCH=\"amd64 arm64\"   the Debian package for boards, in dist/ (debhelper; two minutes each)"
 	@echo "make deb-life   the package on a real systemd: install, upgrade, remove, purge and more (four minutes; as root)"
+	@echo "make deb-lint   lintian over the packages in dist/, and piuparts (as root, with a network)"
+	@echo "make device-arm64   an emulated arm64 Debian, filled by provision and by the package, boots and answers (as root,"
+	@echo "             with qemu-user-static; ten minutes, and ten more for the root once)"
 	@echo "make test    every test, real broker included"
 	@echo "make check   format, lint, types, import contracts, architecture tests"
 	@echo "make simulate SEEDS=10000   the whole agent under faults, seed by seed (a tenth of a second each)"
@@ -103,6 +106,16 @@ deb-life: setup wheel
 	@rm -rf build/deb-life
 	@PYTHONPATH=tools $(BIN)/python -m deb_package --arch "$$(dpkg --print-architecture)" --out build/deb-life
 	@$(BIN)/python -m tests.device.debian_package build/deb-life/*.deb
+
+# The packages in dist/; piuparts installs, removes and purges that of this architecture in a chroot of its own.
+deb-lint:
+	@lintian --fail-on error,warning dist/edge-agent_*.deb
+	@piuparts -d $(SUITE) dist/edge-agent_*_"$$(dpkg --print-architecture)".deb
+
+device-arm64: setup wheel
+	@rm -rf build/deb-arm64
+	@PYTHONPATH=tools $(BIN)/python -m deb_package --arch arm64 --out build/deb-arm64
+	@$(BIN)/python -m tests.device.arm_board build/deb-arm64/*.deb
 
 test: setup llamacpp litert
 	@$(BIN)/python -m pytest tests
