@@ -300,13 +300,27 @@ def _fingerprint(message: Inbound) -> bytes:
 
 
 def check_form(request: Request, served: ServedModel) -> None:
-    """Raise RequestError 422 where the request has a form (text, prompt, ...) that the model does not take."""
+    """Raise RequestError 422 where the request has a form (text, prompt, a pair, ...) that the model, or the adapter
+    that is asked for, does not take."""
     if served.generates == (request.form in GENERATOR_FORMS):
+        _check_pairs(request, served)
         return
     takes = "prompt or messages" if served.generates else "text or texts"
     kind = "generates" if served.generates else "does not generate"
     reason = f"model {served.name!r} {kind}: it takes {takes}, not {request.form}"
     raise RequestError(422, Cause.WRONG_FORM, reason)
+
+
+def _check_pairs(request: Request, served: ServedModel) -> None:
+    model = served.model
+    # A merged model that answers for the adapter has its task, and no adapters.
+    adapter = model.adapter(request.adapter) if request.adapter is not None else None
+    pairs = model.task.pairs if adapter is None else adapter.task.pairs
+    if served.generates or isinstance(request.texts[0], tuple) == pairs:
+        return
+    asked = f"model {model.name!r}" if adapter is None else f"adapter {adapter.name!r} of model {model.name!r}"
+    takes = "pairs: give text_pair beside text, text_pairs beside texts" if pairs else "one text: leave text_pair out"
+    raise RequestError(422, Cause.TEXT_PAIR, f"{asked} takes {takes}")
 
 
 def check_grammar(request: Request, served: ServedModel, now_s: float) -> None:

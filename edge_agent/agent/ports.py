@@ -7,6 +7,7 @@ from typing import Protocol
 
 from edge_agent.base.causes import DeathCause
 from edge_agent.base.reading import Reading
+from edge_agent.base.texts import Text
 from edge_agent.bundle.catalog import Adapter, InstalledModel, InstalledState, TaskSpec, Variant
 from edge_agent.bundle.probes import ProbeFile
 from edge_agent.core.memory_ledger import FootprintKey, MeasuredFootprint
@@ -230,7 +231,7 @@ class Worker(Protocol):
         ...
 
     async def measure(
-        self, adapter: str | None, texts: Sequence[str], company: Sequence[CompanyTexts] = ()
+        self, adapter: str | None, texts: Sequence[Text], company: Sequence[CompanyTexts] = ()
     ) -> TextsMeasured:
         """Raw outputs of texts, each alone or beside `company`, while no job is inside. Raises BackendError,
         WorkerError."""

@@ -267,6 +267,7 @@ def model_entry(served: ServedModel, now_s: float) -> messages.ModelEntry:
         sequences=(worker.sequences or None) if worker is not None else None,
         building=_building(served, now_s),
         computed_by=(worker.computed_by or None) if worker is not None else None,
+        pairs=model.task.pairs,
     )
 
 
@@ -315,6 +316,7 @@ def _adapter_entry(adapter: Adapter, served: ServedModel) -> messages.AdapterEnt
         rank=adapter.rank,
         resident=adapter.name in served.attached,
         labels=list(adapter.task.labels),
+        pairs=adapter.task.pairs,
     )
 
 

@@ -38,6 +38,8 @@ class Cause(Enum):
     INVALID = "invalid"
     WRONG_FORM = "wrong-form"
     """A text for a generator, or a prompt or messages for an encoder."""
+    TEXT_PAIR = "text-pair"
+    """One text for a task that takes pairs, or a pair for one that takes one text."""
     TOO_LARGE = "too-large"
     EXPIRED = "expired"
     CANCELLED = "cancelled"
@@ -83,6 +85,7 @@ COUNTED_AS: Mapping[Cause, Cause] = {
     Cause.UNKNOWN_COMMAND: Cause.UNKNOWN_ADAPTER,
     Cause.UNKNOWN_TOPIC: Cause.UNKNOWN_ADAPTER,
     Cause.WRONG_FORM: Cause.INVALID,
+    Cause.TEXT_PAIR: Cause.INVALID,
 }
 """The causes that telemetry counts under the word of another one: the published list of words has none for them."""
 

@@ -23,7 +23,7 @@ class TaskSpec:
     `kind` is 'classify', 'embed' or 'generate'. `labels` are the classifier's, in logit order.
     Below `threshold` the best label is reported as `out_of_scope`. `max_tokens` bounds a text; more is cut and said.
     For a generator it is the context of one sequence, prompt and answer together; a longer prompt is refused.
-    `prompt` is put before every text of an encoder that was trained with one.
+    `prompt` is put before every text of an encoder that was trained with one. `pairs`: it takes two texts at once.
     """
 
     kind: str
@@ -32,6 +32,7 @@ class TaskSpec:
     threshold: float = 0.0
     out_of_scope: str | None = None
     prompt: str = ""
+    pairs: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,6 +147,10 @@ def read_probes(item: Item, fetch: Fetch) -> golden.ProbeFile:
     problem = golden.problem_of(file, isinstance(item, AdapterItem))
     if problem:
         raise PackageError(problem, forms.PROBES_FILE)
+    task = item.config.task if isinstance(item, AdapterItem) else item.model.task
+    if any(isinstance(text, tuple) != task.pairs for text in file.texts):
+        asked = "pairs of texts, and a probe is a single one" if task.pairs else "one text, and a probe is a pair"
+        raise PackageError(f"its task takes {asked}", forms.PROBES_FILE)
     return file
 
 
@@ -219,6 +223,8 @@ def _check_task(task: forms.TaskDoc, where: str) -> None:
         raise PackageError("a label stands twice", where)
     if task.kind != "generate" and task.max_tokens > limits.TASK_TOKENS:
         raise PackageError(f"max_tokens above {limits.TASK_TOKENS} belong to a generator", where)
+    if task.pairs and task.kind != "classify":
+        raise PackageError("pairs belong to a classifier", where)
     if task.out_of_scope is not None and not task.labels:
         raise PackageError("out_of_scope needs labels", where)
 

@@ -134,10 +134,13 @@ class TaskDoc(Document, frozen=True, kw_only=True):
     threshold: Share = 0.0
     out_of_scope: Label | None = None
     prompt: Annotated[str, Meta(max_length=1024)] = ""
+    pairs: bool = False
 
     def spec(self) -> TaskSpec:
         """The form that the agent uses."""
-        return TaskSpec(self.kind, self.labels, self.max_tokens, self.threshold, self.out_of_scope, self.prompt)
+        return TaskSpec(
+            self.kind, self.labels, self.max_tokens, self.threshold, self.out_of_scope, self.prompt, self.pairs
+        )
 
 
 class ModelDoc(Document, frozen=True, kw_only=True):

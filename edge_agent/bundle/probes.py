@@ -23,6 +23,7 @@ from msgspec import Meta
 
 from edge_agent.base import limits
 from edge_agent.base.runtimes import traits
+from edge_agent.base.texts import Text, beginning
 from edge_agent.bundle.catalog import TrialFigures
 from edge_agent.bundle.jsonio import Document
 from edge_agent.bundle.manifest import Word
@@ -46,6 +47,7 @@ COMPANY_ADAPTERS = 4
 
 Row = Annotated[tuple[float, ...], Meta(min_length=1, max_length=65536)]
 Rows = Annotated[tuple[Row, ...], Meta(min_length=1, max_length=limits.PROBES)]
+ProbeText = Annotated[str, Meta(min_length=1, max_length=limits.PROBE_CHARACTERS)]
 Tolerance = Annotated[float, Meta(gt=0.0, le=10.0)]
 
 
@@ -64,13 +66,10 @@ class Expected(Document, frozen=True, kw_only=True):
 
 
 class ProbeFile(Document, frozen=True, kw_only=True):
-    """`edge/probes.json`: the texts, and per variant ('onnx/int8') the expected outputs."""
+    """`edge/probes.json`: the texts, or pairs of texts, and per variant ('onnx/int8') the expected outputs."""
 
     schema: Literal[1]
-    texts: Annotated[
-        tuple[Annotated[str, Meta(min_length=1, max_length=limits.PROBE_CHARACTERS)], ...],
-        Meta(min_length=1, max_length=limits.PROBES),
-    ]
+    texts: Annotated[tuple[ProbeText | tuple[ProbeText, ProbeText], ...], Meta(min_length=1, max_length=limits.PROBES)]
     expected: Annotated[dict[Word, Expected], Meta(min_length=1, max_length=32)]
 
 
@@ -91,7 +90,7 @@ class ProbeRequest:
     """Run these texts with an adapter of the model, or without one (None); `company`: in company, too."""
 
     adapter: str | None
-    texts: tuple[str, ...]
+    texts: tuple[Text, ...]
     company: bool = False
 
 
@@ -203,8 +202,8 @@ def _in_company(file: ProbeFile, measured: ProbeOutputs, alone: Verdict, most: f
     return replace(alone, reason=f"{alone.reason}, alone and in company")
 
 
-def _depends(number: int, text: str, what: str, alone: Verdict) -> Verdict:
-    reason = f"probe {number + 1} ({text[:40]!r}) holds alone; beside other texts in its batch {what} tolerated"
+def _depends(number: int, text: Text, what: str, alone: Verdict) -> Verdict:
+    reason = f"probe {number + 1} ({beginning(text)}) holds alone; beside other texts in its batch {what} tolerated"
     return replace(alone, code=COMPANY, reason=reason)
 
 
@@ -215,8 +214,8 @@ def _scores(logits: Sequence[float]) -> list[float]:
     return [value / sum(powers) for value in powers]
 
 
-def _off(number: int, text: str, what: str, off: float, tolerance: float) -> str:
-    return f"probe {number + 1} ({text[:40]!r}): {what} {off:.3g}, {tolerance:.3g} is tolerated"
+def _off(number: int, text: Text, what: str, off: float, tolerance: float) -> str:
+    return f"probe {number + 1} ({beginning(text)}): {what} {off:.3g}, {tolerance:.3g} is tolerated"
 
 
 def _largest(measured: Sequence[float], expected: Sequence[float]) -> float:

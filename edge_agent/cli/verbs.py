@@ -77,6 +77,10 @@ def _add_infer(verbs: Any) -> None:
         "model", help="its name on the device (`edge-agent models` lists them); an adapter is named by --adapter"
     )
     verb.add_argument("text", nargs="+", help="one or more texts; several are one batch")
+    verb.add_argument(
+        "--pair", action="append", default=[], metavar="TEXT",
+        help="for a task that takes pairs: the text beside TEXT; once for each of several (default: none)",
+    )  # fmt: skip
     verb.add_argument("--adapter", help="the adapter to use (default: none, the model alone)")
     verb.add_argument("--top-k", type=int, metavar="N", help="how many labels to return (default: 1)")
     verb.add_argument(
@@ -376,10 +380,22 @@ def infer(options: argparse.Namespace) -> int:
 def _question(options: argparse.Namespace) -> dict[str, Any]:
     texts: list[str] = options.text
     if not (options.prompt or options.chat or options.stream):
-        return {"text": texts[0]} if len(texts) == 1 else {"texts": texts}
+        return _texts_asked(texts, options.pair)
+    if options.pair:
+        raise UsageError("--pair belongs to a classifier of pairs; a generator is asked one text")
     if len(texts) != 1 or (options.prompt and options.chat):
         raise UsageError("a generator is asked one thing at a time, by --prompt or by --chat")
     return {"messages": [{"role": "user", "content": texts[0]}]} if options.chat else {"prompt": texts[0]}
+
+
+def _texts_asked(texts: list[str], pairs: list[str]) -> dict[str, Any]:
+    if not pairs:
+        return {"text": texts[0]} if len(texts) == 1 else {"texts": texts}
+    if len(pairs) != len(texts):
+        raise UsageError(f"{len(texts)} texts and {len(pairs)} --pair: each text needs one")
+    if len(texts) == 1:
+        return {"text": texts[0], "text_pair": pairs[0]}
+    return {"texts": texts, "text_pairs": pairs}
 
 
 def chat(options: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ be used by many threads (`Client`) or tasks (`AsyncClient`) at once; it has one 
 
 from edge_agent.base.causes import Cause
 from edge_agent.base.errors import BrokerError, EdgeError, RequestError, UsageError
-from edge_agent.client.answers import Answer, Classification, Embedding, Generation, RawPrompt, StreamPart
+from edge_agent.client.answers import Answer, Classification, Embedding, Generation, RawPrompt, StreamPart, TextPair
 from edge_agent.client.async_client import AsyncClient
 from edge_agent.client.refusals import (
     DeadlineMissed,
@@ -44,6 +44,7 @@ __all__ = [
     "RequestCancelled",
     "RequestError",
     "StreamPart",
+    "TextPair",
     "TlsOptions",
     "UnknownName",
     "UsageError",

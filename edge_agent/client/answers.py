@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Struct, UnsetType
@@ -20,6 +20,13 @@ class RawPrompt(str):
     """A prompt for a generator as it stands, without the model's chat template: `ask("tiny", RawPrompt("Once"))`."""
 
     __slots__ = ()
+
+
+class TextPair(NamedTuple):
+    """Two texts for a classifier of pairs: `ask("minilm", TextPair("It rains.", "The street is wet."))`."""
+
+    text: str
+    text_pair: str
 
 
 class RankedLabel(Struct, frozen=True):

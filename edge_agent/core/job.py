@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from edge_agent.base.texts import Text, characters
+
 
 class JobState(Enum):
     """Where a job is."""
@@ -58,7 +60,7 @@ class Job:
     key: tuple[str, str]
     model: str
     adapter: str | None
-    texts: Sequence[str] = field(repr=False)
+    texts: Sequence[Text] = field(repr=False)
     params: Mapping[str, object] = field(repr=False)
     priority: int
     deadline_s: float
@@ -80,13 +82,13 @@ class Job:
 
     @property
     def rows(self) -> int:
-        """Number of texts."""
+        """Number of texts, or of pairs."""
         return len(self.texts)
 
     @property
     def size_bytes(self) -> int:
         """Characters of all texts; the cost model takes them for bytes."""
-        return sum(map(len, self.texts))
+        return sum(map(characters, self.texts))
 
     @property
     def job_id(self) -> str:

@@ -21,6 +21,7 @@ from msgspec import UNSET, UnsetType
 from edge_agent.base import limits
 from edge_agent.base.causes import Cause
 from edge_agent.base.limits import PRIORITY_DEFAULT, PRIORITY_HIGHEST, PRIORITY_LOWEST
+from edge_agent.base.texts import Text
 from edge_agent.base.units import bytes_text
 from edge_agent.protocol.envelope import Inbound
 from edge_agent.protocol.json_guard import quoted, repeated_key, too_deep
@@ -58,10 +59,11 @@ class BadField(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked: by `form`, one of `FORMS`, as texts, or as messages whose contents stand joined in `texts`."""
+    """What is asked: by `form`, one of `FORMS`, as texts or pairs of texts, or as messages whose contents stand joined
+    in `texts`."""
 
     form: str
-    texts: tuple[str, ...]
+    texts: tuple[Text, ...]
     messages: tuple[ChatMessage, ...] = ()
 
 
@@ -75,6 +77,7 @@ def check_question(body: InferRequest, max_texts: int, max_bytes: int) -> Questi
     form = given[0]
     if body.stream and form in {"text", "texts"}:
         raise BadField(422, Cause.INVALID, "stream: only the answer to a prompt or to messages comes in parts")
+    pairs = _pairs_of(body, form)
     if isinstance(body.messages, list):
         return _conversation(body.messages, max_texts, max_bytes)
     found = getattr(body, form)
@@ -85,7 +88,30 @@ def check_question(body: InferRequest, max_texts: int, max_bytes: int) -> Questi
         raise BadField(413, Cause.TOO_LARGE, f"texts: {len(texts)} texts, at most {max_texts} in one request")
     for index, text in enumerate(texts):
         _check_text(f"texts[{index}]" if form == "texts" else form, text, max_bytes)
-    return Question(form, texts)
+    if pairs is None:
+        return Question(form, texts)
+    if len(pairs) != len(texts):
+        raise BadField(422, Cause.INVALID, f"text_pairs: {len(pairs)} texts for {len(texts)} in texts; each needs one")
+    for index, text in enumerate(pairs):
+        _check_text(f"text_pairs[{index}]" if form == "texts" else "text_pair", text, max_bytes)
+    return Question(form, tuple(zip(texts, pairs, strict=True)))
+
+
+def _pairs_of(body: InferRequest, form: str) -> tuple[str, ...] | None:
+    """The second texts, None where there are none; refused where they do not stand beside their first ones."""
+    one, several = body.text_pair, body.text_pairs
+    given = "text_pairs" if one is UNSET else "text_pair"
+    if one is UNSET and several is UNSET:
+        return None
+    if isinstance(one, str) and form == "text" and several is UNSET:
+        return (one,)
+    if isinstance(several, list) and form == "texts" and one is UNSET:
+        return tuple(several)
+    beside = "text" if given == "text_pair" else "texts"
+    raise BadField(
+        422, Cause.INVALID, f"{given} stands beside {beside}, and alone; here: {form}"
+        + ("" if one is UNSET or several is UNSET else " with text_pairs, too")
+    )  # fmt: skip
 
 
 def _conversation(messages: list[ChatMessage], most: int, max_bytes: int) -> Question:
@@ -190,7 +216,7 @@ class Request:
     model: str
     adapter: str | None
     form: str
-    texts: tuple[str, ...]
+    texts: tuple[Text, ...]
     priority: int
     params: dict[str, Any]
     deadline_s: float

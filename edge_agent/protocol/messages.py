@@ -24,6 +24,8 @@ class ChatMessage(Struct, forbid_unknown_fields=True, frozen=True):
 class InferRequest(Struct, forbid_unknown_fields=True, frozen=True, omit_defaults=True):
     """A request to a model. Exactly one of text, texts (encoders), prompt, messages (generators).
 
+    Where the model takes pairs, `text_pair` stands beside text, `text_pairs` (as many) beside texts.
+
     `stream` asks a generator for its answer in parts. `deadline_s` counts from arrival.
 
     `id` and `reply_to` stand in for correlation data and response topic where the client speaks MQTT 3.1.1.
@@ -31,6 +33,8 @@ class InferRequest(Struct, forbid_unknown_fields=True, frozen=True, omit_default
 
     text: str | UnsetType = UNSET
     texts: list[str] | UnsetType = UNSET
+    text_pair: str | UnsetType = UNSET
+    text_pairs: list[str] | UnsetType = UNSET
     prompt: str | UnsetType = UNSET
     messages: list[ChatMessage] | UnsetType = UNSET
     adapter: str | None = None
@@ -319,7 +323,7 @@ class Info(Struct, frozen=True, kw_only=True):
 
 
 class AdapterEntry(Struct, frozen=True, kw_only=True):
-    """An adapter as installed. `rank` 0: a classifier's head alone."""
+    """An adapter as installed. `rank` 0: a classifier's head alone. `pairs`: it is asked with text and text_pair."""
 
     name: str
     digest: str
@@ -327,6 +331,7 @@ class AdapterEntry(Struct, frozen=True, kw_only=True):
     rank: int
     resident: bool
     labels: list[str]
+    pairs: bool = False
 
 
 class VariantEntry(Struct, frozen=True, kw_only=True):
@@ -358,7 +363,7 @@ class ModelEntry(Struct, frozen=True, kw_only=True):
     """A model as installed; `variant` is the digest of the chosen one, `footprint_bytes` is measured while resident, a
     resident generator has `sequences` of so many tokens of `context`. `building` is there while a variant is compiled
     or was put off; `variant` is then the one that answers. `computed_by` says what a GPU computes of it, or why it does
-    not; null where there was no choice."""
+    not; null where there was no choice. `pairs`: without an adapter it is asked with text and text_pair."""
 
     name: str
     version: int
@@ -375,6 +380,7 @@ class ModelEntry(Struct, frozen=True, kw_only=True):
     sequences: int | None = None
     building: EngineBuild | None = None
     computed_by: str | None = None
+    pairs: bool = False
 
 
 class Models(Struct, frozen=True, kw_only=True):

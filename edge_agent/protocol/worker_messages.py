@@ -28,6 +28,7 @@ from typing import Any, Protocol
 from msgspec import Struct, field
 
 from edge_agent.base.causes import Cause, WorkerDeath
+from edge_agent.base.texts import Text
 
 TextTokens = tuple[int, int, int | None]
 """How the tokenizer took one text: its bytes in UTF-8, its tokens without special ones, the unknown ones among them
@@ -54,6 +55,7 @@ class TaskFields(Struct, frozen=True):
     threshold: float
     out_of_scope: str | None
     prompt: str = ""
+    pairs: bool = False
 
 
 class LoadMemory(Struct, frozen=True):
@@ -74,7 +76,7 @@ class JobWork(Struct, frozen=True, omit_defaults=True):
     id: str
     adapter: str | None
     params: Mapping[str, Any]
-    texts: Sequence[str] = ()
+    texts: Sequence[Text] = ()
     messages: Sequence[Mapping[str, str]] = ()
     client: str = ""
     stream: bool = False
@@ -146,7 +148,7 @@ class CompanyTexts(Struct, frozen=True):
     """Texts that share batches with measured ones, with an adapter or (None) without."""
 
     adapter: str | None
-    texts: Sequence[str]
+    texts: Sequence[Text]
 
 
 class MeasureTexts(WorkerRequest, tag="measure"):
@@ -157,7 +159,7 @@ class MeasureTexts(WorkerRequest, tag="measure"):
     """
 
     adapter: str | None
-    texts: Sequence[str]
+    texts: Sequence[Text]
     company: Sequence[CompanyTexts] = ()
 
 

@@ -14,6 +14,7 @@ from typing import Protocol
 from edge_agent.base import limits
 from edge_agent.base.clock import Clock, SystemClock
 from edge_agent.base.errors import PackageError
+from edge_agent.base.texts import Text
 from edge_agent.bundle import manifest as forms
 from edge_agent.bundle.catalog import InstalledModel, Variant
 from edge_agent.bundle.contents import AdapterItem, Contents, Fetch, Item, VariantItem
@@ -41,7 +42,7 @@ class Prober(Protocol):
         """
         ...
 
-    def compare_times(self, models: Sequence[InstalledModel], text: str) -> PairedTimes:
+    def compare_times(self, models: Sequence[InstalledModel], text: Text) -> PairedTimes:
         """Time one text with several variants of a model in turns. Raises WorkerError or BackendError; must end in
         bounded time."""
         ...

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from edge_agent.backends.api import Chunk
 from edge_agent.base.causes import Cause
 from edge_agent.base.errors import RequestError, brief
+from edge_agent.base.texts import Text, parts_of
 from edge_agent.tasks.tokens import Wording, wording
 
 
@@ -58,17 +59,24 @@ class Reader(abc.ABC):
 class Task(abc.ABC):
     """One task: classify, embed or generate."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, pairs: bool = False) -> None:
         self._tokenizer = tokenizer
+        self._pairs = pairs
 
-    def prepare(self, texts: Sequence[str], params: Mapping[str, Any]) -> Prepared:
-        """Rows for a session. Raises RequestError 422 for an empty text or parameters that do not fit."""
+    def prepare(self, texts: Sequence[Text], params: Mapping[str, Any]) -> Prepared:
+        """Rows for a session. Raises RequestError 422 for an empty text, a pair where one text is wanted and the other
+        way round, or parameters that do not fit."""
         self.check(params)
         for place, text in enumerate(texts):
-            if not text.strip():
+            if isinstance(text, str) is self._pairs:
+                raise RequestError(422, Cause.TEXT_PAIR, wrong_number(self._pairs))
+            if not all(part.strip() for part in parts_of(text)):
                 raise RequestError(
                     422, Cause.INVALID, f"text {place + 1} is empty" if len(texts) > 1 else "the text is empty"
                 )
+        return self._encoded(texts)
+
+    def _encoded(self, texts: Sequence[Text]) -> Prepared:
         encoded = self._tokenizer.encode(texts)
         return Prepared(
             [one.ids for one in encoded],
@@ -82,9 +90,10 @@ class Task(abc.ABC):
         """Rows for a session from a conversation. Raises RequestError 422."""
         raise RequestError(422, Cause.INVALID, "this model takes texts, not messages")
 
-    def probe(self, texts: Sequence[str]) -> Prepared:
-        """Rows whose raw features are computed, for golden probes."""
-        return self.prepare(texts, {})
+    def probe(self, texts: Sequence[Text]) -> Prepared:
+        """Rows whose raw features are computed, for golden probes. Pairs and single texts alike: what shares a batch
+        with the probes, and what an adapter's probes give on the base alone, need not be of the task's form."""
+        return self._encoded(texts)
 
     def try_out(self) -> None:
         """Try what only some requests use, before the model is taken into service. Raises BackendError."""
@@ -101,6 +110,13 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def answer(self, outputs: Mapping[str, Any], prepared: Prepared, params: Mapping[str, Any]) -> list[dict[str, Any]]:
         """One result per text from the session's outputs (and the reader's)."""
+
+
+def wrong_number(pairs: bool) -> str:
+    """The sentence that refuses a text where the task takes `pairs`, or a pair where it takes one text."""
+    if pairs:
+        return "it takes pairs: give text_pair beside text (text_pairs beside texts)"
+    return "it takes one text: leave text_pair (text_pairs) out"
 
 
 def refuse_unknown(params: Mapping[str, Any], known: Sequence[str]) -> None:

@@ -23,7 +23,7 @@ class Classify(Task):
     """
 
     def __init__(self, tokenizer: Any, task: TaskFields) -> None:
-        super().__init__(tokenizer)
+        super().__init__(tokenizer, task.pairs)
         self._labels = task.labels
         self._threshold = task.threshold
         self._out_of_scope = task.out_of_scope

@@ -15,6 +15,7 @@ from edge_agent.backends.api import Chunk, Vocabulary
 from edge_agent.base.causes import Cause
 from edge_agent.base.errors import BackendError, RequestError, brief
 from edge_agent.base.limits import MESSAGE_BYTES
+from edge_agent.base.texts import Text
 from edge_agent.bundle.chat_template import ChatTemplateError, TemplateRenderer
 from edge_agent.bundle.prompt_tokens import CannotEncode, ChatEncoder
 from edge_agent.tasks.api import Prepared, Reader, Task, refuse_unknown
@@ -196,6 +197,12 @@ def _schema(value: Any) -> Mapping[str, Any]:
 LOGPROB_DIGITS = 5
 
 
+def _prompt(text: Text) -> str:
+    if isinstance(text, str):
+        return text
+    raise RequestError(422, Cause.TEXT_PAIR, "a generator takes one prompt, not a pair of texts")
+
+
 class Generate(Task):
     """Continues one prompt, with the tokenizer and the chat template in the model's file."""
 
@@ -214,19 +221,19 @@ class Generate(Task):
         """See `read_sampling_params`."""
         read_sampling_params(params, self._vocabulary.context)
 
-    def prepare(self, texts: Sequence[str], params: Mapping[str, Any]) -> Prepared:
+    def prepare(self, texts: Sequence[Text], params: Mapping[str, Any]) -> Prepared:
         """The single text is the prompt; control tokens that are written out in it are encoded as control tokens."""
         if len(texts) != 1:
             raise RequestError(422, Cause.INVALID, f"one prompt is continued at a time, not {len(texts)}")
-        return self._prepare(self._vocabulary.encode(texts[0], True), params)
+        return self._prepare(self._vocabulary.encode(_prompt(texts[0]), True), params)
 
     def prepare_chat(self, messages: Sequence[Mapping[str, str]], params: Mapping[str, Any]) -> Prepared:
         """See `Task.prepare_chat`."""
         return self._prepare(self._chat.tokens(messages), params)
 
-    def probe(self, texts: Sequence[str]) -> Prepared:
+    def probe(self, texts: Sequence[Text]) -> Prepared:
         """See `Task.probe`: the texts are prompts; the session gives the logits of the next token as features."""
-        rows = [self._vocabulary.encode(text, True) for text in texts]
+        rows = [self._vocabulary.encode(_prompt(text), True) for text in texts]
         return Prepared(rows, [len(row) for row in rows], [False] * len(rows), {})
 
     def reader(self, prepared: Prepared, params: Mapping[str, Any]) -> Reader | None:

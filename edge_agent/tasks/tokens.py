@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from edge_agent.base.errors import BackendError, BackendMissing
+from edge_agent.base.texts import Text, parts_of, size_bytes
 
 UNIGRAM_UNKNOWN = "<unk>"
 _SAID_CHARACTERS = 200
@@ -40,22 +41,32 @@ class Wording(NamedTuple):
 class Tokenizer:
     """A `tokenizer.json` by the `tokenizers` library, with a bound on tokens (special ones included).
 
-    `prompt` is put before every text: some encoders were trained with one.
+    A pair becomes one row, by the template of the file: `[CLS] text [SEP] text_pair [SEP]` of a BERT. A text cannot
+    write a special token: "[SEP]" in it is split like any other word. `prompt` is put before every text, of a pair
+    before the first: some encoders were trained with one.
     """
 
     def __init__(self, path: str, max_tokens: int, prompt: str = "") -> None:
         self._library = _opened(path)
         self._prompt = prompt
         self._max_tokens = max_tokens
-        self._added = self._library.num_special_tokens_to_add(False)
+        self._added = {pair: self._library.num_special_tokens_to_add(pair) for pair in (False, True)}
         self._unknown_id = unknown_id(self._library)
 
-    def encode(self, texts: Sequence[str]) -> list[EncodedText]:
-        """Ids of every text, in order. Raises BackendError for texts that the library cannot split."""
+    def encode(self, texts: Sequence[Text]) -> list[EncodedText]:
+        """Ids of every text or pair, in order. Of a pair that is too long, tokens are cut from its longer text.
+
+        Raises BackendError for texts that the library cannot split.
+        """
         with _by_the_library("the tokenizer cannot split the text"):
-            # The tasks of a worker share the library's object and may have different bounds.
-            self._library.enable_truncation(max_length=self._max_tokens)
-            encodings = self._library.encode_batch([self._prompt + text for text in texts])
+            singles = [text for text in texts if isinstance(text, str)]
+            encoded = iter(self._encode(singles) if singles else ())
+            return [next(encoded) if isinstance(text, str) else self._encode_pair(*text) for text in texts]
+
+    def _encode(self, texts: Sequence[str]) -> list[EncodedText]:
+        # The tasks of a worker share the library's object and may have different bounds.
+        self._library.enable_truncation(max_length=self._max_tokens)
+        encodings = self._library.encode_batch([self._prompt + text for text in texts])
         found = []
         for encoding in encodings:
             ids, rest = encoding.ids, encoding.overflowing
@@ -64,8 +75,21 @@ class Tokenizer:
             unknown = None
             if self._unknown_id is not None:
                 unknown = ids.count(self._unknown_id) + sum(part.ids.count(self._unknown_id) for part in rest)
-            found.append(EncodedText(ids, tokens, cut > 0, max(0, tokens - self._added), unknown))
+            found.append(EncodedText(ids, tokens, cut > 0, max(0, tokens - self._added[False]), unknown))
         return found
+
+    def _encode_pair(self, text: str, pair: str) -> EncodedText:
+        """A pair is split whole first: what the library gives of a cut pair holds its rest in several combinations,
+        from which its length cannot be told."""
+        self._library.no_truncation()
+        whole: list[int] = self._library.encode(self._prompt + text, pair).ids
+        ids = whole
+        if len(whole) > self._max_tokens:
+            self._library.enable_truncation(max_length=self._max_tokens, strategy="longest_first")
+            ids = self._library.encode(self._prompt + text, pair).ids
+        unknown = None if self._unknown_id is None else whole.count(self._unknown_id)
+        tokens = len(whole)
+        return EncodedText(ids, tokens, tokens > len(ids), max(0, tokens - self._added[True]), unknown)
 
 
 @contextlib.contextmanager
@@ -100,6 +124,7 @@ def _opened(path: str) -> Any:
         if key not in _OPENED:
             library = Library.from_file(path)
             library.no_padding()
+            library.encode_special_tokens = True
             while len(_OPENED) >= _OPENED_MAX:
                 del _OPENED[next(iter(_OPENED))]
             _OPENED[key] = library
@@ -129,20 +154,18 @@ class ByteTokenizer:
     def __init__(self, max_tokens: int) -> None:
         self._max_tokens = max_tokens
 
-    def encode(self, texts: Sequence[str]) -> list[EncodedText]:
-        """Bytes of every text, in order."""
+    def encode(self, texts: Sequence[Text]) -> list[EncodedText]:
+        """Bytes of every text, in order; of a pair with a zero between them."""
         found = []
         for text in texts:
-            ids = list(text.encode("utf-8"))
+            ids = list("\0".join(parts_of(text)).encode("utf-8"))
             found.append(EncodedText(ids[: self._max_tokens], len(ids), len(ids) > self._max_tokens, len(ids), None))
         return found
 
 
-def wording(texts: Sequence[str], encoded: Sequence[EncodedText]) -> list[Wording]:
+def wording(texts: Sequence[Text], encoded: Sequence[EncodedText]) -> list[Wording]:
     """How a tokenizer split these texts."""
-    return [
-        Wording(len(text.encode("utf-8")), one.pieces, one.unknown) for text, one in zip(texts, encoded, strict=True)
-    ]
+    return [Wording(size_bytes(text), one.pieces, one.unknown) for text, one in zip(texts, encoded, strict=True)]
 
 
 def open_tokenizer(path: str | None, max_tokens: int, prompt: str = "") -> Any:

@@ -16,6 +16,7 @@ from pathlib import Path
 from edge_agent.base.errors import WorkerError
 from edge_agent.base.reading import Reading
 from edge_agent.base.runtimes import RUNTIME_CRASH_REMEDY, traits
+from edge_agent.base.texts import Text, size_bytes
 from edge_agent.base.units import duration_text
 from edge_agent.bundle.catalog import InstalledModel, TrialFigures
 from edge_agent.bundle.gguf_header import header_at
@@ -106,7 +107,7 @@ class WorkerProber:
         """Load the model, run the requests, measure a text and end the worker. Raises BackendError, WorkerError."""
         return asyncio.run(self._run(*self._sized(model), requests))
 
-    def compare_times(self, models: Sequence[InstalledModel], text: str) -> PairedTimes:
+    def compare_times(self, models: Sequence[InstalledModel], text: Text) -> PairedTimes:
         """Time one text with each model in turns. Raises BackendError, WorkerError.
 
         They are in memory together where what their trials measured fits; else each turn loads one after the other, as
@@ -133,13 +134,13 @@ class WorkerProber:
         known = [int(one) for one in (free, self._ram_bytes) if one is not None]
         return LoadMemory(min(known)) if known else None
 
-    async def _load(self, worker: WorkerProcess, model: InstalledModel, text: str) -> None:
+    async def _load(self, worker: WorkerProcess, model: InstalledModel, text: Text) -> None:
         """Load a model and let it compute the text once, which the first run of a shape is slower for."""
         sized_model, memory = self._sized(model)
         await worker.load(sized_model.variant, sized_model.task, self._limits, memory, trial=True)
         await worker.measure(None, [text])
 
-    async def _together(self, models: Sequence[InstalledModel], text: str) -> PairedTimes:
+    async def _together(self, models: Sequence[InstalledModel], text: Text) -> PairedTimes:
         workers: list[WorkerProcess] = []
         times: list[list[float]] = [[] for _ in models]
         loop = asyncio.get_running_loop()
@@ -157,7 +158,7 @@ class WorkerProber:
             await asyncio.gather(*(worker.close() for worker in workers))
         return PairedTimes({model.variant.digest: found for model, found in zip(models, times, strict=True)})
 
-    async def _apart(self, models: Sequence[InstalledModel], text: str) -> PairedTimes:
+    async def _apart(self, models: Sequence[InstalledModel], text: Text) -> PairedTimes:
         times: dict[str, list[float]] = {model.variant.digest: [] for model in models}
         loop = asyncio.get_running_loop()
         started_s, turn = loop.time(), 0
@@ -193,7 +194,7 @@ class WorkerProber:
             latency_ms = await _latency_ms(worker, text)
             own = {one.adapter: one.texts[0] for one in requests if one.adapter is not None}
             adapters = {
-                name: TrialFigures(await _latency_ms(worker, one, name), 0, 0.0, len(one.encode()))
+                name: TrialFigures(await _latency_ms(worker, one, name), 0, 0.0, size_bytes(one))
                 for name, one in own.items()
             }
             # Last, because adapters and a while of work belong to what the worker holds.
@@ -202,7 +203,7 @@ class WorkerProber:
         finally:
             await worker.close()
 
-    async def _figures(self, worker: WorkerProcess, text: str, latency_ms: float, load_s: float) -> TrialFigures:
+    async def _figures(self, worker: WorkerProcess, text: Text, latency_ms: float, load_s: float) -> TrialFigures:
         """The figures of the model; measures the energy of one text by itself, and then the memory."""
         energy = await text_energy(lambda: worker.measure(None, [text]), self._power)
         if energy.joules is None and self._estimate is not None:
@@ -212,7 +213,7 @@ class WorkerProber:
         # runtime's own figure stands in.
         peak_bytes = int(read_pss(Path("/"), worker.pid, 0.0).value or held.total_bytes)
         return TrialFigures(
-            latency_ms, peak_bytes, load_s, len(text.encode()), energy.joules, energy.method, energy.estimated
+            latency_ms, peak_bytes, load_s, size_bytes(text), energy.joules, energy.method, energy.estimated
         )
 
 
@@ -236,7 +237,7 @@ async def _attach(worker: WorkerProcess, model: InstalledModel, requests: Sequen
         await worker.attach(adapter)
 
 
-async def _latency_ms(worker: WorkerProcess, text: str, adapter: str | None = None) -> float:
+async def _latency_ms(worker: WorkerProcess, text: Text, adapter: str | None = None) -> float:
     """The median compute time of one text alone, in milliseconds, of at most TIMED_RUNS runs and about TIMED_MS."""
     times: list[float] = []
     while len(times) < TIMED_RUNS and sum(times) < TIMED_MS:

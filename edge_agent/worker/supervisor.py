@@ -41,6 +41,7 @@ from edge_agent.base.limits import (
     MEASURE_S,
 )
 from edge_agent.base.runtimes import OPENMP_ENVIRONMENT, traits
+from edge_agent.base.texts import Text
 from edge_agent.bundle.catalog import Adapter, TaskSpec, Variant
 from edge_agent.protocol.worker_messages import (
     Accepted,
@@ -275,7 +276,7 @@ class WorkerProcess:
         return (await self.call(CancelJob(id=job_id), JobCancelled)).cancelled
 
     async def measure(
-        self, adapter: str | None, texts: Sequence[str], company: Sequence[CompanyTexts] = ()
+        self, adapter: str | None, texts: Sequence[Text], company: Sequence[CompanyTexts] = ()
     ) -> TextsMeasured:
         """Raw outputs of texts, each alone or beside `company`, while no job is inside. Raises BackendError,
         WorkerError."""
@@ -429,7 +430,9 @@ def killed_from_outside(before: KillCount, after: KillCount) -> WorkerDeath:
 
 def task_fields(task: TaskSpec) -> TaskFields:
     """A task spec as it crosses to the child."""
-    return TaskFields(task.kind, task.labels, task.max_tokens, task.threshold, task.out_of_scope, task.prompt)
+    return TaskFields(
+        task.kind, task.labels, task.max_tokens, task.threshold, task.out_of_scope, task.prompt, task.pairs
+    )
 
 
 def death_of(returncode: int, complaint: str | None) -> WorkerDeath:

@@ -47,6 +47,7 @@ HINT = "; on the command line: --prompt, --chat or --stream"
         ("wrong-form", {"text": "x"}, HINT),
         ("wrong-form", {"texts": ["x"]}, HINT),
         ("wrong-form", {"prompt": "x"}, ""),
+        ("text-pair", {"text": "x"}, ""),
         ("invalid", {"text": "x"}, ""),
         (None, {"text": "x"}, ""),
     ],

@@ -18,7 +18,7 @@ def test_the_manual_names_every_cause_and_no_other() -> None:
 
 def test_answers_carry_finer_words_than_telemetry_counts_by() -> None:
     finer = {"unknown-adapter": {"model-removed", "impossible-name", "unknown-command", "unknown-topic"}}
-    finer["invalid"] = {"wrong-form"}
+    finer["invalid"] = {"wrong-form", "text-pair"}
     assert {cause.value for cause in COUNTED_AS} == set().union(*finer.values())
     assert all(cause.value in finer[telemetry_word(cause)] for cause in COUNTED_AS)
     assert all(telemetry_word(cause) == cause.value for cause in Cause if cause not in COUNTED_AS)

@@ -22,6 +22,7 @@ from edge_agent.client import (
     RawPrompt,
     RequestCancelled,
     StreamPart,
+    TextPair,
     UnknownName,
     WorkerFault,
     request_client,
@@ -94,6 +95,8 @@ def sent(message: Outbound) -> dict[str, Any]:
         ("dark", {"text": "dark"}),
         (["dark", "cold"], {"texts": ["dark", "cold"]}),
         (RawPrompt("Once"), {"prompt": "Once"}),
+        (TextPair("dark", "cold"), {"text": "dark", "text_pair": "cold"}),
+        ([TextPair("a", "b"), TextPair("c", "d")], {"texts": ["a", "c"], "text_pairs": ["b", "d"]}),
         ([{"role": "user", "content": "Hi"}], {"messages": [{"role": "user", "content": "Hi"}]}),
     ],
 )
@@ -110,7 +113,9 @@ def test_a_question_has_the_form_that_its_type_says(
     assert (published[0].correlation, published[0].expiry_s) == (b"r1", 30.0)
 
 
-@pytest.mark.parametrize("question", [[], [1], ["x", {"role": "user", "content": "x"}], [None]])
+@pytest.mark.parametrize(
+    "question", [[], [1], ["x", {"role": "user", "content": "x"}], [None], ["x", TextPair("a", "b")]]
+)
 def test_what_is_no_question_is_a_sentence(monkeypatch: pytest.MonkeyPatch, question: Any) -> None:
     async def body(edge: AsyncClient, _link: ScriptedLink) -> None:
         with pytest.raises(UsageError):

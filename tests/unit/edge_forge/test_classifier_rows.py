@@ -1,5 +1,6 @@
 """Data files: every way a row can be wrong names its file and line; splits are stable and fair."""
 
+import json
 from collections import Counter
 
 import pytest
@@ -38,6 +39,47 @@ def test_files_without_header_and_with_raw_labels(tmp_path):
         train="x", columns=("text", "label"), label_names={"0": "negative", "1": "positive"}
     )
     assert list(read(path, section)) == [Row("fine", "positive"), Row("bad", "negative")]
+
+
+PAIRS = ClassifierDataSection(train="x", text="first", text_pair="second")
+
+
+def test_tsv_csv_and_jsonl_hold_the_same_pairs(tmp_path):
+    rows = [Row(("it rains, again", "the street is wet"), "yes"), Row(("it rains", "it is dry"), "no")]
+    cells = "yes\tit rains, again\t the street is wet\nno\tit rains\tit is dry\n"
+    tsv = write(tmp_path, "a.tsv", "label\tfirst\tsecond\n" + cells)
+    quoted = '"it rains, again",the street is wet,yes\nit rains,it is dry,no\n'
+    csv = write(tmp_path, "a.csv", "first,second,label\n" + quoted)
+    objects = [{"first": row.text[0], "second": row.text[1], "label": row.label} for row in rows]
+    jsonl = write(tmp_path, "a.jsonl", "".join(json.dumps(one) + "\n" for one in objects))
+    assert list(read(tsv, PAIRS)) == list(read(csv, PAIRS)) == list(read(jsonl, PAIRS)) == rows
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "line", "words"),
+    [
+        ("a.tsv", "first\tlabel\na\tyes\n", 1, "no column 'second'"),
+        ("a.tsv", "first\tsecond\tlabel\na\t \tyes\n", 2, "the second text of the pair is empty"),
+        ("a.tsv", "first\tsecond\tlabel\na\tyes\n", 2, "the label is missing: 3 columns are expected"),
+        ("a.tsv", f"first\tsecond\tlabel\na\t{'x' * 40_000}\tyes\n", 2, "second text of the pair has 40000 bytes"),
+        ("a.jsonl", '{"first":"a","label":"yes"}\n', 1, "the second text is missing: the object has no key 'second'"),
+        ("a.jsonl", '{"first":"a","second":1,"label":"yes"}\n', 1, "'second' must be a string"),
+    ],
+)
+def test_pairs_that_do_not_fit_are_named_by_file_and_line(tmp_path, name, text, line, words):
+    with pytest.raises(ConfigError) as error:
+        list(read(write(tmp_path, name, text), PAIRS))
+    assert words in error.value.what
+    assert error.value.where == f"{tmp_path / name}:{line}"
+
+
+def test_a_pair_in_two_splits_or_with_two_labels_is_warned_of(tmp_path):
+    rows = ["a\tb\tyes", "b\ta\tno", "a\tc\tno", "A\tB \tno", "d\te\tyes"]
+    write(tmp_path, "train.tsv", "first\tsecond\tlabel\n" + "\n".join(rows))
+    write(tmp_path, "test.tsv", "first\tsecond\tlabel\nd\te\tyes\nc\ta\tno\n")
+    found = loaded(tmp_path, test="test.tsv", validation="test.tsv", text="first", text_pair="second")
+    assert found.statistics["contradictions"] == 1
+    assert found.statistics["shared"]["train/test"] == 1
 
 
 def test_whole_numbers_are_labels_in_jsonl(tmp_path):

@@ -122,6 +122,13 @@ def test_requests_without_an_id_are_told_apart_by_their_arrival() -> None:
     assert first.startswith("anon-")
 
 
+def test_a_pair_and_a_list_of_pairs() -> None:
+    one = accepted({"text": "it rains", "text_pair": "the street is wet"})
+    assert (one.texts, one.single) == ((("it rains", "the street is wet"),), True)
+    several = accepted({"texts": ["a", "b"], "text_pairs": ["c", "d"]})
+    assert (several.texts, several.single) == ((("a", "c"), ("b", "d")), False)
+
+
 LONG = "x" * (limits.TEXT_BYTES + 1)
 MANY = ["x"] * (limits.TEXTS_PER_REQUEST + 1)
 
@@ -169,6 +176,18 @@ MANY = ["x"] * (limits.TEXTS_PER_REQUEST + 1)
         ({"text": "x", "stream": True}, 422, "stream: only the answer"),
         ({"prompt": "x", "stream": "yes"}, 422, "stream"),
         ({"messages": [{"role": "root", "content": "x"}]}, 422, "root"),
+        ({"text_pair": "x"}, 422, "here: none"),
+        ({"text": "x", "text_pair": " "}, 422, "text_pair: the text is empty"),
+        ({"text": "x", "text_pair": LONG}, 413, "text_pair: longer than 32.0 KiB"),
+        ({"text": "x", "text_pairs": ["y"]}, 422, "text_pairs stands beside texts, and alone; here: text"),
+        ({"texts": ["x"], "text_pair": "y"}, 422, "text_pair stands beside text, and alone; here: texts"),
+        ({"text": "x", "text_pair": "y", "text_pairs": ["z"]}, 422, "here: text with text_pairs, too"),
+        ({"texts": ["x", "y"], "text_pairs": ["z"]}, 422, "text_pairs: 1 texts for 2 in texts"),
+        ({"texts": ["x", "y"], "text_pairs": ["z", ""]}, 422, "text_pairs[1]: the text is empty"),
+        ({"texts": ["x"], "text_pairs": []}, 422, "text_pairs: 0 texts for 1"),
+        ({"prompt": "x", "text_pair": "y"}, 422, "text_pair stands beside text, and alone; here: prompt"),
+        ({"messages": [{"role": "user", "content": "x"}], "text_pair": "y"}, 422, "here: messages"),
+        ({"text": "x", "text_pair": 1}, 422, "$.text_pair"),
         ({"text": "x", "colour": 1}, 422, "colour"),
         ({"text": "x", "priority": 10}, 422, "priority: 10 is not in 0..9"),
         ({"text": "x", "priority": -1}, 422, "priority: -1"),

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from edge_agent.base.errors import ConfigError
 from edge_agent.base.limits import LABEL_CHARACTERS, LABELS, TEXT_BYTES
+from edge_agent.base.texts import Text, beginning, characters, parts_of
 from edge_forge.data.text_files import (
     SEPARATORS,
     TableRows,
@@ -42,9 +43,9 @@ _SHOWN_LABELS = 12
 
 
 class Row(NamedTuple):
-    """A text with its label's name."""
+    """A text, or a pair of texts, with its label's name."""
 
-    text: str
+    text: Text
     label: str
 
 
@@ -194,7 +195,7 @@ def _located(path: Path, section: ClassifierDataSection, tables: list[TableRows]
     elif kind == "tsv":
         rows = _cells(path, tsv_rows(text, str(path)), section, tables)
     elif kind == "csv":
-        table = csv_rows(text, (section.text, section.label), len(section.columns), str(path))
+        table = csv_rows(text, _wanted(section), len(section.columns), str(path))
         rows = _cells(path, table, section, tables)
     else:
         raise ConfigError(
@@ -212,16 +213,24 @@ def _located(path: Path, section: ClassifierDataSection, tables: list[TableRows]
         raise ConfigError("the file has no rows", str(path))
 
 
-def _row(text: str, label: str, where: str) -> Row:
-    if not text.strip():
-        raise ConfigError("the text is empty", where)
+def _row(text: Text, label: str, where: str) -> Row:
+    given = parts_of(text)
+    for part, what in zip(given, ("the text", "the second text of the pair"), strict=False):
+        if not part.strip():
+            raise ConfigError(f"{what} is empty", where)
+        check_text(part, what, where)
+        if len(part.encode()) > TEXT_BYTES:
+            raise ConfigError(f"{what} has {len(part.encode())} bytes; a device takes at most {TEXT_BYTES}", where)
     if not label.strip():
         raise ConfigError("the label is missing", where)
-    check_text(text, "the text", where)
-    if len(text.encode()) > TEXT_BYTES:
-        raise ConfigError(f"the text has {len(text.encode())} bytes; a device takes at most {TEXT_BYTES}", where)
     check_label(label, where)
-    return Row(text.strip(), one_label(label))
+    first, *second = (part.strip() for part in given)
+    return Row((first, second[0]) if second else first, one_label(label))
+
+
+def _wanted(section: ClassifierDataSection) -> tuple[str, ...]:
+    """The columns or keys that are read: text, label, and the second text of pairs."""
+    return (section.text, section.label, *([section.text_pair] if section.text_pair else []))
 
 
 def check_label(label: str, where: str) -> None:
@@ -238,7 +247,7 @@ def check_label(label: str, where: str) -> None:
 
 def _cells(
     path: Path, table: TableRows, section: ClassifierDataSection, tables: list[TableRows]
-) -> Iterator[tuple[int, str, str]]:
+) -> Iterator[tuple[int, Text, str]]:
     """Text and label out of rows of cells, by the header or the recipe's columns."""
     tables.append(table)
     columns = list(section.columns)
@@ -254,7 +263,8 @@ def _cells(
             raise ConfigError(
                 f"{what}: {len(columns)} columns are expected, {by}", where, _remedy(table, columns, cells)
             )
-        yield number, cells[columns.index(section.text)], cells[columns.index(section.label)]
+        text, label, *pair = (cells[columns.index(name)] for name in _wanted(section))
+        yield number, (text, pair[0]) if pair else text, label
 
 
 def _remedy(table: TableRows, columns: Sequence[str], cells: Sequence[str]) -> str | None:
@@ -268,33 +278,37 @@ def _remedy(table: TableRows, columns: Sequence[str], cells: Sequence[str]) -> s
 
 
 def _check_header(columns: Sequence[str], section: ClassifierDataSection, by: str, where: str) -> None:
-    for wanted in (section.text, section.label):
+    for wanted in _wanted(section):
         if wanted not in columns:
+            names = "data.text, data.text_pair and data.label" if section.text_pair else "data.text and data.label"
             raise ConfigError(
                 f"the header has no column {wanted!r} ({keys_of(dict.fromkeys(columns))}, {by})",
                 where,
-                "name the columns with data.text and data.label, or give data.columns if there is no header",
+                f"name the columns with {names}, or give data.columns if there is no header",
             )
         if columns.count(wanted) > 1:
             raise ConfigError(f"the header has the column {wanted!r} twice", where, "rename one of the two")
 
 
-def _jsonl(path: Path, text: str, section: ClassifierDataSection) -> Iterator[tuple[int, str, str]]:
+def _jsonl(path: Path, text: str, section: ClassifierDataSection) -> Iterator[tuple[int, Text, str]]:
     for number, line in lines_of(text):
         found = json_object(line, f"{path}:{number}")
-        for key, what in ((section.text, "text"), (section.label, "label")):
+        for key, what in zip(_wanted(section), ("text", "label", "second text"), strict=False):
             if key not in found:
                 raise ConfigError(
                     f"the {what} is missing: the object has no key {key!r} ({keys_of(found)})", f"{path}:{number}",
-                    "add it, or name the keys with data.text and data.label",
+                    "add it, or name the keys with data.text and data.label"
+                    + (" (data.text_pair for the second text)" if section.text_pair else ""),
                 )  # fmt: skip
-        words, label = found[section.text], found[section.label]
+        words, label, *pair = (found[key] for key in _wanted(section))
+        if pair and not isinstance(pair[0], str):
+            raise ConfigError(f"{section.text_pair!r} must be a string", f"{path}:{number}")
         if not isinstance(words, str) or isinstance(label, (dict, list, float, bool)):
             raise ConfigError(
                 f"{section.text!r} must be a string and {section.label!r} a string or a whole number",
                 f"{path}:{number}",
             )
-        yield number, words, "" if label is None else str(label)
+        yield number, (words, pair[0]) if pair else words, "" if label is None else str(label)
 
 
 def _from_hub(section: ClassifierDataSection) -> dict[str, list[tuple[Row, str]]]:
@@ -325,7 +339,7 @@ def _from_hub(section: ClassifierDataSection) -> dict[str, list[tuple[Row, str]]
 
 
 def _hub_rows(rows: Any, section: ClassifierDataSection, where: str) -> Iterator[tuple[Row, str]]:
-    for wanted in (section.text, section.label):
+    for wanted in _wanted(section):
         if wanted not in rows.column_names:
             raise ConfigError(f"it has no column {wanted!r} (it has {', '.join(rows.column_names)})", where)
     names = getattr(rows.features[section.label], "names", None)
@@ -336,7 +350,11 @@ def _hub_rows(rows: Any, section: ClassifierDataSection, where: str) -> Iterator
                               'leave it out: hub_splits = { test = "" }')  # fmt: skip
         raw = names[value] if names and isinstance(value, int) else str(value)
         place = f"{where}:{number}"
-        yield _row(str(row[section.text]), section.label_names.get(str(value), raw), place), place
+        first, second = str(row[section.text]), str(row[section.text_pair]) if section.text_pair else ""
+        yield (
+            _row((first, second) if section.text_pair else first, section.label_names.get(str(value), raw), place),
+            place,
+        )
 
 
 def _labels(train: Sequence[Row], task: ClassifierTaskSection, where: str, places: Places) -> tuple[str, ...]:
@@ -375,7 +393,7 @@ def _check_known(rows: Sequence[Row], labels: Sequence[str], places: Places, who
         if row.label not in known:
             shown = ", ".join(labels[:_SHOWN_LABELS]) + (", ..." if len(labels) > _SHOWN_LABELS else "")
             raise ConfigError(
-                f"the label {row.label!r} (of {row.text[:40]!r}) is not among those of {whose}", places[row],
+                f"the label {row.label!r} (of {beginning(row.text)}) is not among those of {whose}", places[row],
                 f"known labels: {shown}",
             )  # fmt: skip
 
@@ -423,9 +441,9 @@ def sample(rows: Sequence[Row], most: int, seed: int) -> tuple[Row, ...]:
     return tuple(rows[position] for position in sorted(taken))
 
 
-def normal(text: str) -> str:
-    """The form in which two texts count as the same: case and white space do not matter."""
-    return " ".join(text.casefold().split())
+def normal(text: Text) -> str:
+    """The form in which two texts, or two pairs, count as the same: case and white space do not matter."""
+    return "\n".join(" ".join(part.casefold().split()) for part in parts_of(text))
 
 
 def _statistics(splits: Mapping[str, Sequence[Row]], labels: Sequence[str], out_of_scope: str | None) -> dict[str, Any]:
@@ -435,7 +453,7 @@ def _statistics(splits: Mapping[str, Sequence[Row]], labels: Sequence[str], out_
     for rows in splits.values():
         for row in rows:
             meanings[normal(row.text)].add(row.label)
-    lengths = sorted(len(row.text) for rows in splits.values() for row in rows)
+    lengths = sorted(characters(row.text) for rows in splits.values() for row in rows)
     train = [counts["train"][label] for label in labels]
     return {
         "rows": {split: len(rows) for split, rows in splits.items()},

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from edge_agent.base.texts import Text
 from edge_forge.evaluate import spectra
 from edge_forge.evaluate.forgetting import EncoderQuestions, GeneratorQuestions, encoder_scores, generator_scores
 from edge_forge.evaluate.generator_scores import EvaluationSet
@@ -53,7 +54,7 @@ def _weights(base: Encoder, tuned: Encoder) -> Iterator[tuple[str, spectra.Matri
 def repaired_encoder(
     folders: tuple[Path, Path],
     intruders: Mapping[str, Sequence[int]],
-    rows: tuple[Sequence[str], Sequence[int]],
+    rows: tuple[Sequence[Text], Sequence[int]],
     max_tokens: int,
     asked: EncoderQuestions,
 ) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ from edge_agent.backends.api import AdapterSource, Capabilities, Done, Limits, S
 from edge_agent.base import limits
 from edge_agent.base.child_python import child_environment, module_command
 from edge_agent.base.errors import BackendError
+from edge_agent.base.texts import Text
 from edge_agent.tasks import tokens
 
 _ADAPTER = "adapter"
@@ -70,7 +71,7 @@ class ProcessMemory(NamedTuple):
     peak_bytes: int
 
 
-def outputs(subject: OnnxSubject, texts: Sequence[str]) -> ModelOutputs:
+def outputs(subject: OnnxSubject, texts: Sequence[Text]) -> ModelOutputs:
     """The outputs that a device computes for `texts`, in order. Raises BackendError."""
     tokenizer = tokens.open_tokenizer(str(subject.tokenizer), subject.max_tokens, subject.prompt)
     rows = [encoded.ids for encoded in tokenizer.encode(texts)]
@@ -82,7 +83,7 @@ def outputs(subject: OnnxSubject, texts: Sequence[str]) -> ModelOutputs:
     return ModelOutputs(found["features"], found.get("logits"))
 
 
-def token_counts(tokenizer: Path, texts: Sequence[str], prompt: str = "") -> list[int]:
+def token_counts(tokenizer: Path, texts: Sequence[Text], prompt: str = "") -> list[int]:
     """Tokens of each text, special ones included, uncut. Raises BackendError."""
     return [one.tokens for one in tokens.open_tokenizer(str(tokenizer), limits.TASK_TOKENS, prompt).encode(texts)]
 
@@ -93,18 +94,18 @@ def features_of(subject: OnnxSubject, batches: Sequence[Sequence[Sequence[int]]]
         return [np.asarray(_run(session, subject, batch).outputs["features"], np.float32) for batch in batches]
 
 
-def device_ids(tokenizer: Path, texts: Sequence[str], max_tokens: int, prompt: str) -> list[list[int]]:
+def device_ids(tokenizer: Path, texts: Sequence[Text], max_tokens: int, prompt: str) -> list[list[int]]:
     """Token ids of `texts` as the device makes them, cut at `max_tokens`. Raises BackendError."""
     return [list(one.ids) for one in tokens.open_tokenizer(str(tokenizer), max_tokens, prompt).encode(texts)]
 
 
-def wording(subject: OnnxSubject, texts: Sequence[str]) -> list[tokens.Wording]:
+def wording(subject: OnnxSubject, texts: Sequence[Text]) -> list[tokens.Wording]:
     """How the variant's tokenizer splits `texts`: bytes, tokens, unknown tokens of each. Raises BackendError."""
     tokenizer = tokens.open_tokenizer(str(subject.tokenizer), subject.max_tokens, subject.prompt)
     return tokens.wording(texts, tokenizer.encode(texts))
 
 
-def golden(subject: OnnxSubject, texts: Sequence[str]) -> ModelOutputs:
+def golden(subject: OnnxSubject, texts: Sequence[Text]) -> ModelOutputs:
     """As `outputs`, but each text alone, as a worker runs golden probes."""
     tokenizer = tokens.open_tokenizer(str(subject.tokenizer), subject.max_tokens, subject.prompt)
     with _session(subject) as session:
@@ -113,7 +114,7 @@ def golden(subject: OnnxSubject, texts: Sequence[str]) -> ModelOutputs:
     return ModelOutputs(np.concatenate([one["features"] for one in done]), logits)
 
 
-def latency(subject: OnnxSubject, texts: Sequence[str], runs: int = 50) -> Latency:
+def latency(subject: OnnxSubject, texts: Sequence[Text], runs: int = 50) -> Latency:
     """Time `runs` single texts, then full batches, after a warm-up. `texts` are used in turn."""
     tokenizer = tokens.open_tokenizer(str(subject.tokenizer), subject.max_tokens, subject.prompt)
     chosen = [texts[place % len(texts)] for place in range(runs)]
@@ -133,7 +134,7 @@ def latency(subject: OnnxSubject, texts: Sequence[str], runs: int = 50) -> Laten
     return Latency(statistics.median(times_s) * 1e3, p95_s * 1e3, len(chosen) / batched_s, _threads(subject))
 
 
-def times_in_turns(subjects: Sequence[OnnxSubject], texts: Sequence[str], turns: int = 50) -> list[list[float]]:
+def times_in_turns(subjects: Sequence[OnnxSubject], texts: Sequence[Text], turns: int = 50) -> list[list[float]]:
     """Milliseconds of one text by subject and turn, tokenising included; the same text for all in a turn.
 
     All are in memory. In each turn every subject runs once, there and back from turn to turn, so that whatever else the

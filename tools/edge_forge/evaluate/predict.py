@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edge_agent.base.texts import Text
 from edge_forge.models.encoder import Encoder
 from edge_forge.train.frozen_states import by_length, encode, padded
 from edge_forge.train.trained_encoder import open_trained
@@ -17,9 +18,9 @@ _TOKENS_PER_BATCH = 1024
 
 
 def predict(
-    base_dir: Path, trained_dir: Path, rows: Sequence[str], *, max_tokens: int = 128, merged: bool = False
+    base_dir: Path, trained_dir: Path, rows: Sequence[Text], *, max_tokens: int = 128, merged: bool = False
 ) -> NDArray[np.float32]:
-    """Logits [rows, labels] of `rows` (texts) by what `train` wrote into `trained_dir`, in float32.
+    """Logits [rows, labels] of `rows` (texts or pairs) by what `train` wrote into `trained_dir`, in float32.
 
     `merged` folds the adapter into the weights first; without it the branches are added. Raises ConfigError when the
     folder holds no result or one of another base.
@@ -28,7 +29,7 @@ def predict(
 
 
 def predict_with_features(
-    base_dir: Path, trained_dir: Path, rows: Sequence[str], *, max_tokens: int = 128, merged: bool = False
+    base_dir: Path, trained_dir: Path, rows: Sequence[Text], *, max_tokens: int = 128, merged: bool = False
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(features [rows, width], logits [rows, labels]); otherwise as `predict`."""
     encoder, weight, bias = open_trained(base_dir, trained_dir, merged=merged)
@@ -36,7 +37,7 @@ def predict_with_features(
 
 
 def logits_of(
-    encoder: Encoder, base_dir: Path, head: tuple[torch.Tensor, torch.Tensor], rows: Sequence[str], max_tokens: int
+    encoder: Encoder, base_dir: Path, head: tuple[torch.Tensor, torch.Tensor], rows: Sequence[Text], max_tokens: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(features, logits) of an opened encoder; `head` is weight [width, labels] and bias [labels]."""
     weight, bias = head

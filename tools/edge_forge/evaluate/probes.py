@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from edge_agent.base.limits import PROBE_CHARACTERS
+from edge_agent.base.texts import Text, parts_of
 from edge_forge.data.classifier_rows import Row
 
 # What a base is probed with: it has no task, so plain sentences of different length, script and punctuation.
@@ -46,16 +47,16 @@ class VariantOutputs(NamedTuple):
     logits: Sequence[Sequence[float]] | None = None
 
 
-def choose_texts(rows: Sequence[Row], labels: Sequence[str], count: int) -> tuple[str, ...]:
+def choose_texts(rows: Sequence[Row], labels: Sequence[str], count: int) -> tuple[Text, ...]:
     """`count` texts at most, label by label in turn; within a label in the rows' order, each text once.
 
     Texts that are longer than a probe file takes are passed over.
     """
-    waiting: dict[str, list[str]] = defaultdict(list)
+    waiting: dict[str, list[Text]] = defaultdict(list)
     for row in rows:
-        if len(row.text) <= PROBE_CHARACTERS and row.text not in waiting[row.label]:
+        if max(map(len, parts_of(row.text))) <= PROBE_CHARACTERS and row.text not in waiting[row.label]:
             waiting[row.label].append(row.text)
-    chosen: list[str] = []
+    chosen: list[Text] = []
     while len(chosen) < count and any(waiting.values()):
         for label in labels:
             if waiting[label] and len(chosen) < count:
@@ -66,7 +67,7 @@ def choose_texts(rows: Sequence[Row], labels: Sequence[str], count: int) -> tupl
 
 
 def document(
-    texts: Sequence[str], outputs: Mapping[str, VariantOutputs], bare: Mapping[str, VariantOutputs] | None = None
+    texts: Sequence[Text], outputs: Mapping[str, VariantOutputs], bare: Mapping[str, VariantOutputs] | None = None
 ) -> dict[str, Any]:
     """The probe file of `outputs` by variant ('onnx/int8'), one of which is FP32 (or, of generators, F16).
 

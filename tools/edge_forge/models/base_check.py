@@ -10,7 +10,7 @@ from typing import Any
 
 from edge_agent.base.errors import BackendError, ConfigError
 from edge_forge.evaluate import measure_onnx as measure
-from edge_forge.models import base_identity, sentence_pooling
+from edge_forge.models import base_identity, segments, sentence_pooling
 from edge_forge.models.encoder import Encoder, open_encoder
 
 _NAMED = 3
@@ -18,7 +18,8 @@ _NAMED = 3
 
 def examine(base_dir: Path) -> dict[str, Any]:
     """Facts of an encoder's folder: `base_id`, `positions` (tokens that a text may have), `layers`, `width` of
-    features, `vocabulary` (rows of the table), `pooling` and `prompt`.
+    features, `vocabulary` (rows of the table), `pooling`, `prompt`, and `joins` (whether its tokenizer can join
+    two texts).
 
     Raises ConfigError for a base that cannot be used.
     """
@@ -33,6 +34,7 @@ def examine(base_dir: Path) -> dict[str, Any]:
         "vocabulary": encoder.vocabulary,
         "pooling": plan.described(),
         "prompt": plan.prompt,
+        "joins": segments.pair_form(base_dir).separator is not None,
     }
 
 

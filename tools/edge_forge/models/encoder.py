@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from edge_agent.base.errors import ConfigError
-from edge_forge.models import bases, sentence_pooling
+from edge_forge.models import bases, segments, sentence_pooling
 
 _QKV = frozenset({"query", "key", "value", "q", "k", "v", "q_lin", "k_lin", "v_lin", "q_proj", "k_proj", "v_proj",
                   "query_proj", "key_proj", "value_proj", "Wqkv"})  # fmt: skip
@@ -146,6 +146,7 @@ def open_encoder(base_dir: Path, dropout: float = 0.0) -> Encoder:
     config = model.config
     if getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False):
         raise _no_encoder(base_dir, f"{config.model_type} has a decoder")
+    segments.attach(model, base_dir)
     path, layers = _layers(model, base_dir)
     survey = _survey(model, path, base_dir)
     if survey.causal:

@@ -70,6 +70,7 @@ def task_of(recipe: ClassifierRecipe, labels: Sequence[str], prompt: str = "") -
         "threshold": task.threshold,
         "out_of_scope": task.out_of_scope,
         **with_prompt(prompt),
+        **({"pairs": True} if recipe.data.text_pair else {}),
     }
 
 

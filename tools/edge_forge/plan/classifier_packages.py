@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from edge_agent.base.texts import Text
 from edge_forge.evaluate import probes
 from edge_forge.package import classifier_sources as sources
 from edge_forge.package.classifier_sources import MERGED_FORM, MULTI_ADAPTER, GraphVariant
@@ -167,7 +168,7 @@ class ClassifierPackages:
         return dataclasses.replace(graph, figures=figures)
 
     def _probes(
-        self, what: str, graphs: Sequence[GraphVariant], subjects: Mapping[str, Any], texts: Sequence[str],
+        self, what: str, graphs: Sequence[GraphVariant], subjects: Mapping[str, Any], texts: Sequence[Text],
         bare: Mapping[str, Any] | None = None,
     ) -> StepResult:  # fmt: skip
         """`probes.json` for graphs with the same texts."""

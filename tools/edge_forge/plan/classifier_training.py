@@ -16,6 +16,7 @@ from typing import Any
 
 from edge_agent.base.errors import ConfigError, EdgeError
 from edge_agent.base.limits import PROBE_CHARACTERS
+from edge_agent.base.texts import parts_of
 from edge_forge.data import classifier_rows as data
 from edge_forge.data import knowledge_files
 from edge_forge.data.classifier_rows import SPLITS, ClassifierData, Row
@@ -226,6 +227,11 @@ class ClassifierTraining:
                 "task.max_tokens",
                 f"set max_tokens = {longest} at most, or take another base",
             )
+        if self.recipe.data.text_pair and not facts["joins"]:
+            raise ConfigError(
+                "the base's tokenizer puts nothing between the two texts of a pair", "data.text_pair",
+                "take a base whose tokenizer.json has a template for pairs, such as BERT or MiniLM",
+            )  # fmt: skip
         base = dataclasses.replace(base, base_id=facts["base_id"])
         self.steps.progress.say(f"base: {base.source} ({size(base.size_bytes)}, {base.base_id[:19]}...)")
         if unused := bases.about_beside(base.directory):
@@ -494,9 +500,14 @@ def _sum(matrices: Sequence[Sequence[Sequence[int]]]) -> list[list[int]]:
 def _write_rows(path: Path, rows: Iterable[Row]) -> None:
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
-            file.write(json.dumps({"text": row.text, "label": row.label}, ensure_ascii=False) + "\n")
+            text, *pair = parts_of(row.text)
+            second = {"text_pair": pair[0]} if pair else {}
+            file.write(json.dumps({"text": text, **second, "label": row.label}, ensure_ascii=False) + "\n")
 
 
 def _read_rows(path: Path) -> Sequence[Row]:
     with path.open(encoding="utf-8") as file:
-        return [Row(found["text"], found["label"]) for found in map(json.loads, file)]
+        return [
+            Row((found["text"], found["text_pair"]) if "text_pair" in found else found["text"], found["label"])
+            for found in map(json.loads, file)
+        ]

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge_agent.base.texts import Text, characters
 from edge_agent.bundle.catalog import LOSS_LOW
 from edge_forge.data.classifier_rows import sample
 from edge_forge.evaluate import gates
@@ -185,7 +186,7 @@ class OnnxExports:
         self,
         entry: StepResult,
         title: str,
-        texts: Callable[[], list[str]] | None,
+        texts: Callable[[], list[Text]] | None,
         max_tokens: int,
         bank: tuple[Mapping[str, Any], Sequence[str]] | None = None,
     ) -> StepResult | None:
@@ -231,10 +232,10 @@ class OnnxExports:
 
         return self.steps.run("litert-form", inputs, settings, work, "LiteRT form of merged")
 
-    def _range_texts(self) -> list[str]:
+    def _range_texts(self) -> list[Text]:
         """Validation and test texts that FP16 must hold: the longest ones and a sample of the others."""
         data = self.training.data
-        rows = sorted((*data.splits["validation"], *data.splits["test"]), key=lambda row: -len(row.text))
+        rows = sorted((*data.splits["validation"], *data.splits["test"]), key=lambda row: -characters(row.text))
         others = sample(rows[_RANGE_TEXTS:], _RANGE_TEXTS, self.recipe.data.seed)
         return [row.text for row in (*rows[:_RANGE_TEXTS], *others)]
 

@@ -80,6 +80,8 @@ class ClassifierDataSection(Section, frozen=True, kw_only=True, forbid_unknown_f
     """The columns' names in a TSV or CSV file without a header row; empty: the first row is the header."""
     text: str = "text"
     """The column (or JSON key) that holds the text."""
+    text_pair: str = ""
+    """The column (or JSON key) of the second text, where the task takes pairs of texts; empty: it takes one text."""
     label: str = "label"
     """The column (or JSON key) that holds the label."""
     label_names: Mapping[str, str] = {}
@@ -201,8 +203,11 @@ def _check_relations(recipe: ClassifierRecipe, where: str) -> None:
 
     if bool(data.train) == bool(data.hub):
         raise wrong("data.train", "exactly one of data.train and data.hub is needed")
-    if data.columns and not {data.text, data.label} <= set(data.columns):
-        raise wrong("data.columns", f"it must hold {data.text!r} and {data.label!r}")
+    wanted = [data.text, *filter(None, [data.text_pair]), data.label]
+    if data.columns and not set(wanted) <= set(data.columns):
+        raise wrong("data.columns", f"it must hold {' and '.join(map(repr, wanted))}")
+    if len(set(wanted)) < len(wanted):
+        raise wrong("data.text_pair" if data.text_pair else "data.label", f"two of {', '.join(wanted)} are one column")
     if len(set(task.labels)) != len(task.labels):
         raise wrong("task.labels", "a label is named twice")
     if len(task.labels) == 1:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from edge_agent.base import child_python, errors
 from edge_agent.base.child_python import module_command
+from edge_agent.base.texts import Text
 from edge_forge.models.bases import Base
 from edge_forge.train.record import TrainRecord
 from edge_forge.train.settings import TrainSettings, check
@@ -24,7 +25,7 @@ from edge_forge.train.worker_process import Report, follow, serve
 
 @dataclass(frozen=True)
 class ClassifierJob:
-    """Inputs of a run; `train` and `validation` hold (text, label) rows, `labels` the order of the classes.
+    """Inputs of a run; `train` and `validation` hold (text or pair, label) rows, `labels` the order of the classes.
 
     `work_dir` is for working files; the caller removes it, however the worker ends.
     """
@@ -34,8 +35,8 @@ class ClassifierJob:
     out_dir: Path
     work_dir: Path
     labels: tuple[str, ...]
-    train: tuple[tuple[str, str], ...]
-    validation: tuple[tuple[str, str], ...]
+    train: tuple[tuple[Text, str], ...]
+    validation: tuple[tuple[Text, str], ...]
     settings: TrainSettings
 
     def write(self, path: Path) -> None:
@@ -53,10 +54,15 @@ class ClassifierJob:
             out_dir=Path(found["out_dir"]),
             work_dir=Path(found["work_dir"]),
             labels=tuple(found["labels"]),
-            train=tuple((text, label) for text, label in found["train"]),
-            validation=tuple((text, label) for text, label in found["validation"]),
+            train=tuple(_row(*row) for row in found["train"]),
+            validation=tuple(_row(*row) for row in found["validation"]),
             settings=TrainSettings(**settings),
         )
+
+
+def _row(text: str | list[str], label: str) -> tuple[Text, str]:
+    """A row out of JSON, which has lists for pairs."""
+    return (text if isinstance(text, str) else (text[0], text[1])), label
 
 
 _WORKER = "edge_forge.train.classifier_job"
@@ -65,8 +71,8 @@ _WORKER = "edge_forge.train.classifier_job"
 def train(
     *,
     base: Base,
-    train_rows: Sequence[tuple[str, str]],
-    validation_rows: Sequence[tuple[str, str]],
+    train_rows: Sequence[tuple[Text, str]],
+    validation_rows: Sequence[tuple[Text, str]],
     labels: Sequence[str],
     settings: TrainSettings,
     out_dir: Path,
@@ -107,7 +113,7 @@ def _command(settings: TrainSettings, job: str) -> list[str]:
 
 
 def _check_rows(
-    train_rows: Sequence[tuple[str, str]], validation_rows: Sequence[tuple[str, str]], labels: Sequence[str]
+    train_rows: Sequence[tuple[Text, str]], validation_rows: Sequence[tuple[Text, str]], labels: Sequence[str]
 ) -> None:
     if len(set(labels)) != len(labels) or len(labels) < 2:
         raise errors.ConfigError(f"{len(set(labels))} different labels", "data", "a classifier needs at least two")

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from edge_agent.base.errors import ConfigError
+from edge_agent.base.texts import Text
 from edge_forge.models.encoder import Encoder, run_below
 from edge_forge.models.sentence_pooling import prompt_of
 
@@ -42,8 +43,8 @@ class TokenizedRows:
         return np.asarray([len(ids) for ids in self.tokens], dtype=np.int64)
 
 
-def encode(base_dir: Path, texts: Sequence[str], max_tokens: int) -> tuple[tuple[NDArray[np.int32], ...], int]:
-    """(token ids per text, number of texts cut) by the base's `tokenizer.json` and prompt, as the device does it.
+def encode(base_dir: Path, texts: Sequence[Text], max_tokens: int) -> tuple[tuple[NDArray[np.int32], ...], int]:
+    """(token ids per text or pair, how many were cut) by the base's `tokenizer.json` and prompt, as the device does it.
 
     Raises ConfigError when the base has no tokenizer.
     """
@@ -54,21 +55,27 @@ def encode(base_dir: Path, texts: Sequence[str], max_tokens: int) -> tuple[tuple
         raise ConfigError("tokenizer.json is missing", str(base_dir), "give a base that carries its tokenizer")
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.no_padding()
-    tokenizer.enable_truncation(max_length=max_tokens)
+    tokenizer.encode_special_tokens = True
+    tokenizer.enable_truncation(max_length=max_tokens, strategy="longest_first")
     prompt = prompt_of(base_dir)
     found: list[NDArray[np.int32]] = []
     truncated = 0
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
         # An encoding holds far more than its ids; only so many are alive at once.
-        part = [prompt + text for text in texts[start : start + _TEXTS_AT_ONCE]]
+        part = [_after(prompt, text) for text in texts[start : start + _TEXTS_AT_ONCE]]
         for item in tokenizer.encode_batch_fast(part):
             found.append(np.asarray(item.ids, dtype=np.int32))
             truncated += bool(item.overflowing)
     return tuple(found), truncated
 
 
-def tokenize(base_dir: Path, rows: Sequence[tuple[str, str]], labels: Sequence[str], max_tokens: int) -> TokenizedRows:
-    """Tokenise (text, label) rows. Raises ConfigError for an unknown label or a missing tokenizer."""
+def _after(prompt: str, text: Text) -> Text:
+    """The text with the base's prompt before it; of a pair before its first text."""
+    return prompt + text if isinstance(text, str) else (prompt + text[0], text[1])
+
+
+def tokenize(base_dir: Path, rows: Sequence[tuple[Text, str]], labels: Sequence[str], max_tokens: int) -> TokenizedRows:
+    """Tokenise (text or pair, label) rows. Raises ConfigError for an unknown label or a missing tokenizer."""
     place = {label: index for index, label in enumerate(labels)}
     for number, (_, label) in enumerate(rows, 1):
         if label not in place:

@@ -20,6 +20,7 @@ import onnx
 import torch
 
 from edge_agent.base.errors import BackendError
+from edge_agent.base.texts import Text
 from edge_forge.evaluate import measure_onnx as measure
 from edge_forge.evaluate.predict import predict_with_features
 from edge_forge.evaluate.probes import BASE_TEXTS
@@ -37,8 +38,9 @@ from edge_forge.train.trained_encoder import open_trained
 
 ENCODER, MODEL, TOKENIZER = "encoder.onnx", "model.onnx", "tokenizer.json"
 # Scripts, composed and decomposed accents, emoji joined by U+200D, control tokens written out, and white space.
-PARITY_TEXTS = (
+PARITY_TEXTS: tuple[Text, ...] = (
     *BASE_TEXTS,
+    ("Is the kettle on?", "Somebody left the kettle on, and nobody was in the kitchen."),
     "Включи свет на кухне, пожалуйста.", "打开厨房的灯，然后关掉客厅的灯。", "キッチンの電気をつけて",
     "부엌 불을 켜 주세요", "شغّل ضوء المطبخ", "הדלק את האור", "रसोई की बत्ती जलाओ", "เปิดไฟในครัว",
     "Größe, Ångström, \ufb01le, ½, ①", "Gro\u0308\u00dfe, A\u030angstro\u0308m, e\u0301", "👩‍👩‍👧 👍🏽 🇩🇪 ☕️",
@@ -97,7 +99,7 @@ def export_base(
     out_dir: Path,
     bank: Bank = Bank(),
     tolerance: float = 1e-3,
-    texts: Sequence[str] = PARITY_TEXTS,
+    texts: Sequence[Text] = PARITY_TEXTS,
     max_tokens: int = 128,
 ) -> ExportRecord:
     """Give the graph `traced`, which `trace_base` wrote, its bank.
@@ -129,7 +131,7 @@ def export_merged(
     out_dir: Path,
     base_id: str,
     tolerance: float = 1e-3,
-    texts: Sequence[str] = PARITY_TEXTS,
+    texts: Sequence[Text] = PARITY_TEXTS,
     max_tokens: int = 128,
 ) -> ExportRecord:
     """Export what the train step left in `trained_dir`, adapter folded in, as one graph with its classifier.
@@ -154,7 +156,7 @@ def merged_parity(
     encoder: Encoder,
     subject: measure.OnnxSubject,
     folders: tuple[Path, Path],
-    texts: Sequence[str] = PARITY_TEXTS,
+    texts: Sequence[Text] = PARITY_TEXTS,
 ) -> Parity:
     """How far a merged graph is from PyTorch, by the device's backend for it.
 
@@ -254,7 +256,7 @@ def _random_adapter(encoder: Encoder, modules: Sequence[str], bank: Bank) -> dic
 
 
 def _parity_of_base(
-    base_dir: Path, subject: measure.OnnxSubject, tensors: dict[str, torch.Tensor], texts: Sequence[str]
+    base_dir: Path, subject: measure.OnnxSubject, tensors: dict[str, torch.Tensor], texts: Sequence[Text]
 ) -> dict[str, Parity]:
     with tempfile.TemporaryDirectory(prefix="edge-forge-") as name:
         folder = Path(name)

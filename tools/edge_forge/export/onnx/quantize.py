@@ -22,6 +22,7 @@ import numpy.typing as npt
 import onnx
 
 from edge_agent.base.errors import BackendError, ConfigError
+from edge_agent.base.texts import Text, parts_of
 from edge_forge.evaluate.probes import BASE_TEXTS
 from edge_forge.export.onnx.float16 import HalfRange, measure_range, to_float16
 from edge_forge.export.onnx.graph import FloatArray, GraphEditor, finished, run_session, save
@@ -346,7 +347,7 @@ def make(
     out_dir: Path,
     tokenizer_path: Path,
     formats: Sequence[str] = (INT8, FLOAT16),
-    texts: Sequence[str] = BASE_TEXTS,
+    texts: Sequence[Text] = BASE_TEXTS,
     max_tokens: int = 128,
     bank: tuple[Bank, Sequence[str]] | None = None,
 ) -> MadeFormats:
@@ -379,18 +380,19 @@ def make(
     return MadeFormats(written, half)
 
 
-def longest(texts: Sequence[str], max_tokens: int) -> str:
+def longest(texts: Sequence[Text], max_tokens: int) -> str:
     """A text of at least `max_tokens` tokens, made of the given ones."""
-    joined = " ".join(texts) or "."
+    joined = " ".join(part for text in texts for part in parts_of(text)) or "."
     return joined if len(joined.split()) >= max_tokens else joined + f" {joined}" * max_tokens
 
 
-def feeds(texts: Sequence[str], tokenizer_path: Path, max_tokens: int) -> list[Feed]:
+def feeds(texts: Sequence[Text], tokenizer_path: Path, max_tokens: int) -> list[Feed]:
     """Padded batches of `texts`, texts of like length together."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(tokenizer_path))
     tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True  # as the device reads texts
     tokenizer.enable_truncation(max_tokens)
     rows = sorted((encoding.ids for encoding in tokenizer.encode_batch(list(texts))), key=len)
     batches: list[Feed] = []

@@ -25,6 +25,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from edge_agent.base.errors import BackendError, ConfigError
+from edge_agent.base.texts import Text
 from edge_forge.evaluate.probes import BASE_TEXTS
 from edge_forge.export.onnx import quantize
 from edge_forge.export.onnx.float16 import emulated, kinds, measure_range, to_float16
@@ -48,8 +49,8 @@ _SAME = frozenset(
         "Abs", "Add", "And", "Cast", "Ceil", "Clip", "Concat", "Cos", "CumSum", "DequantizeLinear", "Div", "Equal",
         "Erf", "Expand", "Gather", "GatherElements", "GatherND", "Gemm", "Greater", "GreaterOrEqual", "Identity",
         "Less", "LessOrEqual", "Log", "MatMul", "Max", "Min", "Mul", "Neg", "Not", "Pow", "QuantizeLinear", "Range",
-        "Reciprocal", "ReduceMean", "ReduceSum", "Reshape", "Shape", "Sigmoid", "Sign", "Sin", "Slice", "Softmax",
-        "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Tile", "Transpose", "Unsqueeze", "Where",
+        "Reciprocal", "ReduceMean", "ReduceMin", "ReduceSum", "Reshape", "Shape", "Sigmoid", "Sign", "Sin", "Slice",
+        "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Tile", "Transpose", "Unsqueeze", "Where",
     )
 )  # fmt: skip
 
@@ -60,7 +61,7 @@ def make(
     out_dir: Path,
     tokenizer_path: Path,
     formats: Sequence[str],
-    texts: Sequence[str] = BASE_TEXTS,
+    texts: Sequence[Text] = BASE_TEXTS,
     max_tokens: int = 128,
     bank: tuple[Bank, Sequence[str]] | None = None,
 ) -> quantize.MadeFormats:
@@ -216,10 +217,10 @@ def _lower(editor: GraphEditor, node: onnx.NodeProto) -> None:
         _normalisation(editor, node)
     elif node.op_type == "Split":
         _drop(node, "num_outputs")  # without sizes, opset 13 splits into equal parts
-    elif node.op_type == "ReduceMean" and len(node.input) > 1:
+    elif node.op_type in ("ReduceMean", "ReduceMin") and len(node.input) > 1:
         axes = editor.constant(node.input[1])
         if axes is None or _value(node, "noop_with_empty_axes", 0):
-            raise BackendError(f"{node.name} computes the axes of its mean", "TensorRT form")
+            raise BackendError(f"{node.name} computes the axes of its reduction", "TensorRT form")
         node.input.pop()
         _drop(node, "noop_with_empty_axes")
         node.attribute.append(helper.make_attribute("axes", [int(axis) for axis in axes]))
