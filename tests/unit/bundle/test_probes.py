@@ -3,12 +3,25 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_agent.base import limits
 from edge_agent.bundle import probes
-from edge_agent.bundle.probes import COMPANY, INEFFECTIVE, MISMATCH, MISSING, Expected, ProbeFile, ProbeOutputs, judge
+from edge_agent.bundle.jsonio import decode
+from edge_agent.bundle.probes import (
+    COMPANY,
+    INEFFECTIVE,
+    MISMATCH,
+    MISSING,
+    Expected,
+    ProbeFile,
+    ProbeOutputs,
+    judge,
+    problem_of,
+)
 
 ROWS = ((3.0, 4.0), (0.0, 5.0))
 LOGITS = ((1.0, -1.0, 0.0), (0.5, 0.5, 2.0))
@@ -172,3 +185,18 @@ def test_a_generator_has_its_tolerance_in_company_and_an_encoder_has_not() -> No
 def test_the_distance_of_huge_values_is_a_number(measured: list[float], expected: list[float], distance: float) -> None:
     """A package's probes may state any numbers; the squares of some are beyond a float."""
     assert probes.relative_distance(measured, expected) == pytest.approx(distance)
+
+
+PROBE_LENGTHS = [("", 0), ("x" * (limits.PROBE_CHARACTERS + 1), limits.PROBE_CHARACTERS + 1)]
+
+
+@pytest.mark.parametrize(("text", "length"), PROBE_LENGTHS)
+@pytest.mark.parametrize("pair", [False, True])
+def test_a_probe_of_no_characters_or_too_many_is_a_problem(text: str, length: int, pair: bool) -> None:
+    body = {"schema": 1, "texts": [["a", text] if pair else text], "expected": {"onnx/int8": {
+        "features": [[1.0]], "features_tolerance": 0.1}}}  # fmt: skip
+    file = decode(msgspec.json.encode(body), ProbeFile, "probes")
+    assert (
+        problem_of(file, adapter=False)
+        == f"a text has {length} characters; 1 to {limits.PROBE_CHARACTERS} are possible"
+    )

@@ -168,6 +168,7 @@ FIELDS = {
     "ModelDoc.task": BY_CODE, "ModelDoc.merged_from": BY_CODE, "ModelDoc.requires": BY_CODE,
     "TaskDoc.kind": BY_CODE, "TaskDoc.labels": "labels", "TaskDoc.max_tokens": "tokens",
     "TaskDoc.threshold": "the recipe's own bounds are these", "TaskDoc.out_of_scope": "out_of_scope",
+    "TaskDoc.pairs": BY_CODE,
     "TaskDoc.prompt": "a base with a longer one is refused: test_what_a_folder_asks_for_and_is_not_known_is_refused",
     "AdapterConfig.schema": BY_CODE, "AdapterConfig.name": "name", "AdapterConfig.base_id": BY_CODE,
     "AdapterConfig.rank": "rank of the device", "AdapterConfig.alpha": "the recipe's own bounds are narrower",
