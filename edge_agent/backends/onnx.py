@@ -7,6 +7,7 @@ ONNX Runtime's telemetry is switched off before it is imported.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -224,12 +225,16 @@ def _runtime() -> Any:
         raise BackendMissing(
             f"onnxruntime cannot be imported: {error}", "onnx", "install edge-agent with its extra onnx"
         ) from error
-    if not getattr(onnxruntime, "_edge_agent_ready", False):
-        if hasattr(onnxruntime, "disable_telemetry_events"):
-            onnxruntime.disable_telemetry_events()
-        _share_arena(onnxruntime)
-        onnxruntime._edge_agent_ready = True
+    _prepare(onnxruntime)
     return onnxruntime
+
+
+@functools.cache
+def _prepare(runtime: Any) -> None:
+    """Once in a process: a second arena could not be registered."""
+    if hasattr(runtime, "disable_telemetry_events"):
+        runtime.disable_telemetry_events()
+    _share_arena(runtime)
 
 
 def _share_arena(runtime: Any) -> None:
