@@ -36,8 +36,8 @@ ID_BYTES = CORRELATION_BYTES - 8
 JITTER = 0.25
 """Clients that are refused together do not come back together: each waits up to a fourth longer."""
 Question = str | TextPair | Sequence[str] | Sequence[TextPair] | Sequence[Mapping[str, str]]
-"""What is asked: a text (for a generator a prompt as it stands), a TextPair or a RawPrompt; several texts or pairs; or a
-conversation of `{"role": ..., "content": ...}`."""
+"""What is asked: a text (for a generator a prompt as it stands), a TextPair or a RawPrompt; several texts or pairs;
+or a conversation of `{"role": ..., "content": ...}`."""
 T = TypeVar("T")
 
 

@@ -330,3 +330,15 @@ def opening_reason(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"transformers knows no {error} that config.json names"
     return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def plain_tokenizer(text: str) -> Any:
+    """The tokenizer (of `tokenizers`) in the text of a tokenizer.json, for texts as devices read them: it cuts and pads
+    nothing, and takes nothing that is written in a text for a special token."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(text)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokenizer.encode_special_tokens = True
+    return tokenizer

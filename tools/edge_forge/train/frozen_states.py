@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edge_agent.base.errors import ConfigError
 from edge_agent.base.texts import Text
+from edge_forge.models import bases
 from edge_forge.models.encoder import Encoder, run_below
 from edge_forge.models.sentence_pooling import prompt_of
 
@@ -48,14 +49,10 @@ def encode(base_dir: Path, texts: Sequence[Text], max_tokens: int) -> tuple[tupl
 
     Raises ConfigError when the base has no tokenizer.
     """
-    from tokenizers import Tokenizer
-
     path = base_dir / "tokenizer.json"
     if not path.is_file():
         raise ConfigError("tokenizer.json is missing", str(base_dir), "give a base that carries its tokenizer")
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True
+    tokenizer = bases.plain_tokenizer(path.read_text(encoding="utf-8"))
     tokenizer.enable_truncation(max_length=max_tokens, strategy="longest_first")
     prompt = prompt_of(base_dir)
     found: list[NDArray[np.int32]] = []

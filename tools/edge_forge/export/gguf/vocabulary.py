@@ -18,6 +18,7 @@ from typing import Any
 from edge_agent.base.errors import ConfigError
 from edge_agent.bundle.gguf_header import NFC_KEY, SPACE_PREFIX_KEY, SPACES_BEFORE_KEY, SPACES_BEHIND_KEY
 from edge_agent.bundle.prompt_tokens import AddedToken, TextRules
+from edge_forge.models.bases import plain_tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """Kinds of tokens (llama.h, `llama_token_type`)."""
@@ -170,16 +171,10 @@ def added_tokens(folder: Path) -> tuple[AddedToken, ...]:
 
 def plain_library(folder: Path) -> Any:
     """The tokenizer (of `tokenizers`) for plain text: it takes no control token for one, and cuts nothing."""
-    from tokenizers import Tokenizer
-
     found = _json(folder / "tokenizer.json")
     for one in found.get("added_tokens", ()):
         one["special"] = one.get("special") or one["content"] in _ALWAYS_CONTROL
-    library = Tokenizer.from_str(json.dumps(found))
-    library.no_padding()
-    library.no_truncation()
-    library.encode_special_tokens = True
-    return library
+    return plain_tokenizer(json.dumps(found))
 
 
 def text_rules(folder: Path) -> TextRules:

@@ -28,6 +28,7 @@ from edge_forge.export.onnx.float16 import HalfRange, measure_range, to_float16
 from edge_forge.export.onnx.graph import FloatArray, GraphEditor, finished, run_session, save
 from edge_forge.export.onnx.inject import inject_bank
 from edge_forge.export.onnx.sites import LinearSite, read_sites
+from edge_forge.models.bases import plain_tokenizer
 
 if TYPE_CHECKING:
     from edge_forge.export.onnx.export_graphs import Bank
@@ -388,11 +389,7 @@ def longest(texts: Sequence[Text], max_tokens: int) -> str:
 
 def feeds(texts: Sequence[Text], tokenizer_path: Path, max_tokens: int) -> list[Feed]:
     """Padded batches of `texts`, texts of like length together."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(tokenizer_path))
-    tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True  # as the device reads texts
+    tokenizer = plain_tokenizer(tokenizer_path.read_text(encoding="utf-8"))
     tokenizer.enable_truncation(max_tokens)
     rows = sorted((encoding.ids for encoding in tokenizer.encode_batch(list(texts))), key=len)
     batches: list[Feed] = []
