@@ -12,7 +12,6 @@ from edge_agent.bundle.contents import read_probes
 from edge_agent.bundle.layout import open_package
 from edge_agent.bundle.verify import fetcher, read_package, read_release
 from edge_agent.client import Client, InvalidRequest, TextPair
-from edge_agent.mqtt.options import MqttOptions
 from tests.support import tiny_base
 from tests.support.agents import AgentProcess, running
 from tests.support.desk import cli, said
@@ -87,7 +86,7 @@ def test_a_device_answers_pairs_beside_single_texts(built, tmp_path):
         agent.config.write_text(agent.config.read_text().replace(str(keys().root_file), built["trust_root"]))
         for path in built["packages"]:
             agent.install(Path(path))
-        with running(agent), Client(MqttOptions(host="127.0.0.1", port=broker.port), agent.device) as edge:
+        with running(agent), Client(f"mqtt://127.0.0.1:{broker.port}", agent.device) as edge:
             pairs = [TextPair(*pair) for pair in PAIRS]
             banked = edge.ask("tiny", pairs, adapter="same").classifications
             merged = edge.ask("same-merged", pairs).classifications
@@ -96,7 +95,7 @@ def test_a_device_answers_pairs_beside_single_texts(built, tmp_path):
             alone = [edge.ask("tiny", pair, adapter="same").score for pair in pairs[:4]]
             assert alone == pytest.approx([one.score for one in banked[:4]], abs=1e-3)
             assert len(edge.ask("tiny", "lamp on").embedding) == 32
-            entry = next(one for one in edge.models() if one.name == "tiny")
+            entry = next(one for one in edge.models().models if one.name == "tiny")
             assert (entry.pairs, [adapter.pairs for adapter in entry.adapters]) == (False, [True])
             for model, question, adapter, sentence in (
                 ("tiny", "lamp on", "same", "adapter 'same' of model 'tiny' takes pairs"),
