@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
+from edge_agent.base.texts import Text
 from edge_forge.data.knowledge_files import AlikePair, SentencePair
 
 if TYPE_CHECKING:
@@ -26,10 +27,10 @@ _PROBE_STEPS = 500
 
 
 class LabelledTask(NamedTuple):
-    """An earlier task: (text, label) rows to fit a probe on, and rows to score it on."""
+    """An earlier task: (text or pair, label) rows to fit a probe on, and rows to score it on."""
 
-    train: Sequence[tuple[str, str]]
-    measured: Sequence[tuple[str, str]]
+    train: Sequence[tuple[Text, str]]
+    measured: Sequence[tuple[Text, str]]
 
 
 class EncoderQuestions(NamedTuple):
@@ -118,7 +119,7 @@ def probe_accuracy(train: tuple[Any, Sequence[str]], measured: tuple[Any, Sequen
     return float(right.mean())
 
 
-def _features(encoder: Encoder, base_dir: Path, texts: Sequence[str]) -> Any:
+def _features(encoder: Encoder, base_dir: Path, texts: Sequence[Text]) -> Any:
     """Features [texts, width] by the base's own pooling, as its embeddings are."""
     import torch
 
