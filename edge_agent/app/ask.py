@@ -244,8 +244,11 @@ async def _answer(
     return {"status": 408, "reason": "the stream ended without a final message"}
 
 
-def generator_hint(reply: Mapping[str, Any], body: Mapping[str, Any]) -> str:
-    """For a refusal because a generator was asked by `text`: the options that ask it; empty for every other reply."""
+def form_hint(reply: Mapping[str, Any], body: Mapping[str, Any]) -> str:
+    """For a refusal because a generator was asked by `text`, or a classifier of pairs by one text: the options that ask
+    it; empty for every other reply."""
+    if reply.get("cause") == Cause.TEXT_PAIR.value:
+        return "" if "text_pair" in body or "text_pairs" in body else "; on the command line: --pair TEXT"
     refused = reply.get("cause") == Cause.WRONG_FORM.value and ("text" in body or "texts" in body)
     return "; on the command line: --prompt, --chat or --stream" if refused else ""
 

@@ -147,7 +147,7 @@ def load_test(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _question(arguments: argparse.Namespace, number: int) -> dict[str, Any]:
     if not (arguments.prompt or arguments.chat):
-        return {"text": arguments.text}
+        return {"text": arguments.text, **({"text_pair": arguments.pair} if arguments.pair else {})}
     text = f"{number}: {arguments.text}"
     asked = {"messages": [{"role": "user", "content": text}]} if arguments.chat else {"prompt": text}
     return {**asked, "stream": True, "params": generation_params(arguments)}

@@ -262,7 +262,7 @@ def _model_fields(
                 "name": adapter.name,
                 "rank": adapter.rank,
                 "digest": adapter.digest,
-                "task": f"{adapter.task.kind}, {len(adapter.task.labels)} labels",
+                "task": f"{adapter.task.kind}, {len(adapter.task.labels)} labels{', pairs' * adapter.task.pairs}",
                 **_route_fields(found.get((model.name, adapter.name))),
             }
             for adapter in model.adapters

@@ -134,6 +134,7 @@ def _add_bench(verbs: Any) -> None:
         help="repeat for several, used in turn (default: none, the model alone)",
     )
     verb.add_argument("--text", default=BENCH_TEXT, help=f"what is asked (default: {BENCH_TEXT!r})")
+    verb.add_argument("--pair", metavar="TEXT", help="the text beside it, for a task that takes pairs (default: none)")
     verb.add_argument("--prompt", action="store_true", help="a generator: the text is a prompt, answers are streamed")
     verb.add_argument("--chat", action="store_true", help="a generator: the text is what a user says to it")
     verb.add_argument("--clients", type=int, default=8, metavar="N", help="requests open at once (default: 8)")
@@ -346,7 +347,7 @@ def demo(options: argparse.Namespace) -> int:
 
 def infer(options: argparse.Namespace) -> int:
     """Ask a model over MQTT; 1 for any status but 200."""
-    from edge_agent.app.ask import answer_text, ask, generation_params, generator_hint, stream
+    from edge_agent.app.ask import answer_text, ask, form_hint, generation_params, stream
 
     params = {"top_k": options.top_k, "threshold": options.threshold}
     body = _question(options)
@@ -372,7 +373,7 @@ def infer(options: argparse.Namespace) -> int:
     if options.json:
         print_json(reply)
     else:
-        hint = generator_hint(reply, body)
+        hint = form_hint(reply, body)
         print(answer_text(reply, hint), file=sys.stdout if served else sys.stderr)
     return 0 if served else 1
 

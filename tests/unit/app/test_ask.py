@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from edge_agent.app.ask import DeviceTarget, _answer, answer_text, generator_hint, target
+from edge_agent.app.ask import DeviceTarget, _answer, answer_text, form_hint, target
 from edge_agent.base.errors import UsageError
 from edge_agent.mqtt.options import MqttOptions
 from edge_agent.protocol.messages import StreamChunk
@@ -47,19 +47,21 @@ HINT = "; on the command line: --prompt, --chat or --stream"
         ("wrong-form", {"text": "x"}, HINT),
         ("wrong-form", {"texts": ["x"]}, HINT),
         ("wrong-form", {"prompt": "x"}, ""),
-        ("text-pair", {"text": "x"}, ""),
+        ("text-pair", {"text": "x"}, "; on the command line: --pair TEXT"),
+        ("text-pair", {"texts": ["x"]}, "; on the command line: --pair TEXT"),
+        ("text-pair", {"text": "x", "text_pair": "y"}, ""),
         ("invalid", {"text": "x"}, ""),
         (None, {"text": "x"}, ""),
     ],
 )
 def test_who_asks_a_generator_by_text_is_told_the_options(cause: str | None, body: dict[str, Any], hint: str) -> None:
     reply = {"status": 422, "reason": "whatever the device says: takes prompt or messages", "cause": cause}
-    assert generator_hint(reply, body) == hint
+    assert form_hint(reply, body) == hint
     assert answer_text(reply, hint) == f"422: {reply['reason']}{hint}"
 
 
 def test_an_answer_gets_no_hint() -> None:
-    assert generator_hint({"status": 200, "result": {"text": "it takes prompt or messages"}}, {"text": "x"}) == ""
+    assert form_hint({"status": 200, "result": {"text": "it takes prompt or messages"}}, {"text": "x"}) == ""
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,17 @@ def test_pairs_that_do_not_fit_are_named_by_file_and_line(tmp_path, name, text, 
     assert error.value.where == f"{tmp_path / name}:{line}"
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("a.tsv", "text\ttext_pair\tlabel\na\tb\tyes\n"), ("a.jsonl", '{"text":"a","text_pair":"b","label":"yes"}\n')],
+)
+def test_a_second_text_that_the_recipe_does_not_ask_for_is_not_left_out_silently(tmp_path, name, text):
+    with pytest.raises(ConfigError, match="the rows have 'text_pair', and the recipe takes one text") as error:
+        list(read(write(tmp_path, name, text), ClassifierDataSection(train="x")))
+    assert error.value.remedy is not None
+    assert 'data.text_pair = "text_pair"' in error.value.remedy
+
+
 def test_a_pair_in_two_splits_or_with_two_labels_is_warned_of(tmp_path):
     rows = ["a\tb\tyes", "b\ta\tno", "a\tc\tno", "A\tB \tno", "d\te\tyes"]
     write(tmp_path, "train.tsv", "first\tsecond\tlabel\n" + "\n".join(rows))

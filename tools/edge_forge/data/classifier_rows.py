@@ -12,7 +12,7 @@ import json
 import random
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -40,6 +40,7 @@ SPLITS = ("train", "validation", "test")
 _IMBALANCED = 5.0  # the largest class has so many times the rows of the smallest: worth a warning
 _SHOWN_CONTRADICTIONS = 3
 _SHOWN_LABELS = 12
+_SECOND = "text_pair"
 
 
 class Row(NamedTuple):
@@ -278,6 +279,7 @@ def _remedy(table: TableRows, columns: Sequence[str], cells: Sequence[str]) -> s
 
 
 def _check_header(columns: Sequence[str], section: ClassifierDataSection, by: str, where: str) -> None:
+    _check_unnamed(columns, section, where)
     for wanted in _wanted(section):
         if wanted not in columns:
             names = "data.text, data.text_pair and data.label" if section.text_pair else "data.text and data.label"
@@ -290,9 +292,19 @@ def _check_header(columns: Sequence[str], section: ClassifierDataSection, by: st
             raise ConfigError(f"the header has the column {wanted!r} twice", where, "rename one of the two")
 
 
+def _check_unnamed(names: Iterable[str], section: ClassifierDataSection, where: str) -> None:
+    """Refuse rows with a second text that the recipe does not ask for: half of each would be left out silently."""
+    if not section.text_pair and _SECOND in names and _SECOND not in (section.text, section.label):
+        raise ConfigError(
+            f"the rows have {_SECOND!r}, and the recipe takes one text", where,
+            f'set data.text_pair = "{_SECOND}", or rename it where it is something else',
+        )  # fmt: skip
+
+
 def _jsonl(path: Path, text: str, section: ClassifierDataSection) -> Iterator[tuple[int, Text, str]]:
     for number, line in lines_of(text):
         found = json_object(line, f"{path}:{number}")
+        _check_unnamed(found, section, f"{path}:{number}")
         for key, what in zip(_wanted(section), ("text", "label", "second text"), strict=False):
             if key not in found:
                 raise ConfigError(

@@ -266,7 +266,8 @@ def _files(package: Package, contents: Contents) -> list[dict[str, Any]]:
 
 def _task(task: TaskDoc) -> str:
     labels = f", {len(task.labels)} labels" if task.labels else ""
-    return f"{task.kind}{labels}, {task.max_tokens} tokens"
+    pairs = ", pairs of texts" if task.pairs else ""
+    return f"{task.kind}{labels}{pairs}, {task.max_tokens} tokens"
 
 
 def _columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
