@@ -108,13 +108,15 @@ def echo_adapter_package(
 
 @dataclass
 class AgentProcess:
-    """`edge-agent run` with its own folder. `start` returns when it is ready, as systemd would see it."""
+    """`edge-agent run` with its own folder. `start` returns when it is ready, as systemd would see it. `sysroot`: where
+    it reads sensors."""
 
     folder: Path
     port: int
     device: str = "dev1"
     extra: str = ""
     backends: Sequence[str] = ("echo",)
+    sysroot: Path | None = None
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -140,6 +142,7 @@ class AgentProcess:
             channel.bind(str(address))
             channel.settimeout(0.2)
             command = [sys.executable, "-m", "edge_agent", "run", "--config", str(self.config)]
+            command += [] if self.sysroot is None else ["--sysroot", str(self.sysroot)]
             env = {**os.environ, "NOTIFY_SOCKET": str(address), **environment}
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=env)
             until_s = time.monotonic() + READY_S

@@ -30,7 +30,7 @@ export function Act({ device, broker }) {
   const idle = asked === null && open === null;
   const order = (name, body, words) => ask({ name, body, words });
   return (
-    <section class="panel wide" data-panel="Act">
+    <section class="panel" data-panel="Act">
       <h2>Act</h2>
       <p class="none">Who may order is for the broker's access list to say (<code>cmd/#</code>).</p>
       <form class="row" onSubmit={(event) => (event.preventDefault(), order("install", { package: file }, `install ${file}`))}>

@@ -3,7 +3,7 @@
 import { useEffect, useRef, useState } from "preact/hooks";
 
 import { refusal } from "./broker.js";
-import { count, line, lines, list, number, object } from "./read.js";
+import { count, line, lines, list as listOf, number, object } from "./read.js";
 import { milliseconds } from "./units.js";
 
 const DEADLINE_S = 20;
@@ -86,8 +86,8 @@ function Answer({ outcome }) {
   const { reply } = outcome;
   if (number(reply.status) !== 200) return <p class="sentence bad" role="alert">{refusal(reply)}</p>;
   const result = object(reply.result);
-  const found = list(result.labels, 50).map(object);
-  const embedding = list(result.embedding, 10_000);
+  const found = listOf(result.labels, 50).map(object);
+  const embedding = listOf(result.embedding, 10_000);
   return (
     <div class="answer">
       {found.length > 0 && (
@@ -116,6 +116,8 @@ function Chat({ device, model, adapter, broker }) {
   const [text, write] = useState("");
   const [turns, keep] = useState([]);
   const [last, tell] = useState(null);
+  const list = useRef(null);
+  useEffect(() => { list.current.scrollTop = list.current.scrollHeight; }, [turns]);
   const [open, send, cancel] = useRequest(device, broker);
   const submit = (event) => {
     event.preventDefault();
@@ -134,7 +136,7 @@ function Chat({ device, model, adapter, broker }) {
   };
   return (
     <form onSubmit={submit}>
-      <ol class="chat" aria-live="polite">
+      <ol class="chat" aria-live="polite" ref={list}>
         {turns.map((one, at) => <li key={at} class={one.role}>{one.content || "…"}</li>)}
       </ol>
       {last?.failed && <p class="sentence bad" role="alert">{last.failed}</p>}

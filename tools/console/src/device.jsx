@@ -29,12 +29,12 @@ export function DeviceView({ name, fleet, broker, back }) {
         <Heat report={device.report} />
         <Memory report={device.report} />
         <Ask device={device} broker={broker} />
-        <Models device={device} />
-        <Refusals report={device.report} />
+        <Models device={device} nowMs={nowMs} />
         <Plots device={device} />
-        <Events device={device} nowMs={nowMs} />
         <Act device={device} broker={broker} />
+        <Refusals device={device} />
         <About device={device} />
+        <Events device={device} nowMs={nowMs} />
       </div>
     </div>
   );
@@ -145,7 +145,7 @@ function Memory({ report }) {
   );
 }
 
-function Models({ device }) {
+function Models({ device, nowMs }) {
   const { report, models } = device;
   const told = new Map((report?.models ?? []).map((one) => [one.name, one]));
   const probes = new Map((report?.canaries ?? []).map((one) => [one.name, one]));
@@ -159,8 +159,8 @@ function Models({ device }) {
           </tr></thead>
           <tbody>
             {models.map((model) => (
-              <ModelRows key={model.name} model={model} figures={told.get(model.name)} probe={probes.get(model.name)}
-                intervalS={report?.intervalS ?? 1} />
+              <ModelRows key={model.name} model={model} figures={told.get(model.name)} last={device.figures.get(model.name)}
+                probe={probes.get(model.name)} intervalS={report?.intervalS ?? 1} nowMs={nowMs} />
             ))}
           </tbody>
         </table></div>
@@ -169,27 +169,30 @@ function Models({ device }) {
   );
 }
 
-function ModelRows({ model, figures, probe, intervalS }) {
+/** `figures`: of the last interval; where it did nothing then, those of the interval before (`last`) are shown paler. */
+function ModelRows({ model, figures, last, probe, intervalS, nowMs }) {
   const probed = probe === undefined || probe.ok === null ? "–" : probe.ok ? "hold" : "FAIL";
-  const adapters = new Map((figures?.adapters ?? []).map((one) => [one.name, one]));
+  const shown = figures?.total ? figures : last;
+  const old = figures?.total || !last ? "" : `${age(nowMs - last.ms)} ago`;
+  const adapters = new Map((shown?.adapters ?? []).map((one) => [one.name, one]));
   return (
     <>
-      <tr data-model={model.name}>
+      <tr data-model={model.name} class={old ? "old" : ""} title={old}>
         <th scope="row">{model.name} <small>v{model.version ?? "?"} {model.task}</small></th>
         <td class={model.reason.startsWith("quarantined") ? "bad" : ""}>{model.building || model.reason || (model.resident ? "ready" : "absent")}</td>
-        <Latency figures={figures} intervalS={intervalS} />
-        <td>{milliseconds(figures?.compute?.p50)}</td>
-        <td>{figures?.batch?.toFixed(1) ?? "–"}</td>
-        <td class={figures?.drift > 0.25 ? "bad" : ""}>{figures?.drift?.toFixed(2) ?? "–"}</td>
+        <Latency figures={shown} intervalS={intervalS} old={old} />
+        <td>{milliseconds(shown?.compute?.p50)}</td>
+        <td>{shown?.batch?.toFixed(1) ?? "–"}</td>
+        <td class={shown?.drift > 0.25 ? "bad" : ""}>{shown?.drift?.toFixed(2) ?? "–"}</td>
         <td class={probed === "FAIL" ? "bad" : ""} title={probe?.reason}>{probed}</td>
         <td>{bytes(model.footprint)}</td>
         <td>{model.variant}{model.accuracy !== null && ` (${(model.accuracy * 100).toFixed(1)} %)`}</td>
       </tr>
       {model.adapters.map((one) => (
-        <tr key={one.name} class="adapter">
+        <tr key={one.name} class={`adapter ${old ? "old" : ""}`} title={old}>
           <th scope="row">+ {one.name} <small>v{one.version ?? "?"}</small></th>
           <td>{one.resident ? "attached" : "absent"}</td>
-          <Latency figures={adapters.get(one.name)} intervalS={intervalS} />
+          <Latency figures={adapters.get(one.name)} intervalS={intervalS} old={old} />
           <td colspan="6" />
         </tr>
       ))}
@@ -197,32 +200,34 @@ function ModelRows({ model, figures, probe, intervalS }) {
   );
 }
 
-function Latency({ figures, intervalS }) {
+function Latency({ figures, intervalS, old }) {
   return (
     <>
-      <td>{figures ? rate(figures.requests / intervalS) : "–"}</td>
+      <td>{figures ? rate(old ? 0 : figures.requests / intervalS) : "–"}</td>
       {["p50", "p95", "p99"].map((one) => <td key={one} class={one}>{milliseconds(figures?.total?.[one])}</td>)}
     </>
   );
 }
 
-function Refusals({ report }) {
-  const rows = report === null ? [] : [
-    ...report.reasons.map(([word, times]) => ["refused", word, times]),
-    ...report.dropped.map(([word, times]) => ["dropped", word, times]),
-    ...(report.expired > 0 ? [["expired", "no answer in time", report.expired]] : []),
-    ...(report.eventsLost > 0 ? [["events", "lost", report.eventsLost]] : []),
-  ].filter(([, , times]) => times > 0);
-  const status = report === null ? [] : report.refusals;
+function Refusals({ device }) {
+  const { report, refusals } = device;
+  if (report === null) return <Panel name="Refusals"><p class="none">no report yet</p></Panel>;
+  const now = new Map([...report.reasons, ...report.dropped, ["no answer in time", report.expired]]);
   return (
     <Panel name="Refusals">
-      {report === null ? <p class="none">no report yet</p> : (
-        <p>{report.queue} open, {status.length === 0 ? "nothing refused" : status.map(([word, times]) => `${times} × ${word}`).join(", ")} in the
-          last {report.intervalS} s</p>
+      <p>{report.queue} open, {report.refusals.length === 0 ? "nothing refused" : report.refusals.map(([word, times]) => `${times} × ${word}`).join(", ")} in
+        the last {report.intervalS} s</p>
+      {report.eventsLost > 0 && <p class="bad">{report.eventsLost} events were lost</p>}
+      {refusals.size > 0 && (
+        <table>
+          <thead><tr><th>what</th><th>cause</th><th>last {report.intervalS} s</th><th>since this page was opened</th></tr></thead>
+          <tbody>
+            {[...refusals.values()].map(([kind, word, times]) => (
+              <tr key={kind + word}><td>{kind}</td><th scope="row">{word}</th><td>{now.get(word) ?? 0}</td><td>{times}</td></tr>
+            ))}
+          </tbody>
+        </table>
       )}
-      <table><tbody>
-        {rows.map(([kind, word, times]) => <tr key={kind + word}><td>{kind}</td><th scope="row">{word}</th><td>{times}</td></tr>)}
-      </tbody></table>
     </Panel>
   );
 }

@@ -5,6 +5,7 @@ import { decode, isDevice, readEvent, readInfo, readModels, readStatus, readTele
 
 export const DEVICES = 5000;
 export const EVENTS = 200;
+const WORDS = 200;
 const HOUR_MS = 3_600_000;
 const POINTS = 3700;
 // Above so many devices the points of the plots stand further apart, so that a thousand devices fit into a phone.
@@ -29,6 +30,9 @@ class Device {
     this.refusedCount = 0;
     this.points = [];
     this.events = [];
+    // Since the page was opened: [kind, word, times] by both, and the last figures of each model, with their time.
+    this.refusals = new Map();
+    this.figures = new Map();
   }
 }
 
@@ -93,6 +97,7 @@ export class Fleet {
       device.refusedMs = nowMs;
       device.refusedCount = refused;
     }
+    this._remember(device, report, nowMs);
     const apartMs = this.devices.size > VERY_MANY ? 10_000 : this.devices.size > MANY ? 5_000 : 900;
     const last = device.points.at(-1);
     if (last !== undefined && nowMs - last.ms < apartMs) return;
@@ -101,6 +106,25 @@ export class Fleet {
     }
     device.points.push(point(report, refused, nowMs));
     while (device.points.length > POINTS || nowMs - device.points[0].ms > HOUR_MS) device.points.shift();
+  }
+
+  /** What an interval without it would take from the screen. */
+  _remember(device, report, nowMs) {
+    const told = [
+      ...report.reasons.map(([word, times]) => ["refused", word, times]),
+      ...report.dropped.map(([word, times]) => ["dropped", word, times]),
+      ["expired", "no answer in time", report.expired],
+    ];
+    for (const [kind, word, times] of told) {
+      const key = `${kind} ${word}`;
+      const before = device.refusals.get(key)?.[2] ?? 0;
+      if (times > 0 && (before > 0 || device.refusals.size < WORDS)) device.refusals.set(key, [kind, word, before + times]);
+    }
+    for (const one of report.models) {
+      if (one.total !== null && (device.figures.has(one.name) || device.figures.size < WORDS)) {
+        device.figures.set(one.name, { ...one, ms: nowMs });
+      }
+    }
   }
 
   /** Devices, trouble first, each with the words for it. */

@@ -64,7 +64,7 @@ function Card({ device, troubles, nowMs, stale, open }) {
     <button class={`card ${grey ? "gone" : worst.word} ${worst.bad ? "bad" : ""}`} data-device={device.name}
       onClick={() => open(device.name)}>
       <span class="name">{device.name}</span>
-      <span class="word">{troubles.map((one) => one.word).join(", ")}</span>
+      <span class={`word ${grey ? "gone" : worst.bad ? "bad" : worst.word}`}>{troubles.map((one) => one.word).join(", ")}</span>
       {worst.why && <span class="why">{worst.why}</span>}
       <span class="figures">
         <span>{report === null ? "no report yet" : celsius(sensor(report, "temperature"))}</span>

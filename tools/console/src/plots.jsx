@@ -6,6 +6,7 @@ import uPlot from "uplot";
 import { age, bytes, clock } from "./units.js";
 
 const HEIGHT = 150;
+const STEPS_S = [1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 900, 1800];
 const QUANTILES = ["p50", "p95", "p99"];
 
 export function Plots({ device }) {
@@ -85,7 +86,7 @@ function options(width, names, text) {
     legend: { show: false },
     cursor: { drag: { x: false, y: false } },
     scales: { y: { range: (_, low, high) => widened(low, high) } },
-    axes: [{ ...axis, values: times }, { ...axis, size: 76, values: text && ((_, ticks) => ticks.map((one) => text(one))) }],
+    axes: [{ ...axis, values: times, space: 84, incrs: STEPS_S }, { ...axis, size: 76, values: text && ((_, ticks) => ticks.map((one) => text(one))) }],
     series: [{}, ...names.map((label, at) => ({ label, stroke: series[at], width: 1.5, points: { size: 4 } }))],
   };
 }
