@@ -191,11 +191,11 @@ console:
 	@cd tools/console && npm ci --silent --no-audit --no-fund && npm run --silent build
 
 # In a real Chromium, with a real mosquitto and real agents.
-console-test: setup
+console-test: setup llamacpp
 	@command -v npm > /dev/null || { echo "npm is not installed: apt install nodejs npm, or see nodejs.org"; exit 1; }
 	@cd tools/console && npm ci --silent --no-audit --no-fund && npm run --silent check
 	@$(BIN)/python -m pip install --quiet --editable '.[browser]'
-	@$(BIN)/python -m pytest -q tests/browser/console_panels.py
+	@$(BIN)/python -m pytest -q tests/browser/console_panels.py tests/browser/console_attacks.py
 
 every-verb: setup
 	@EDGE_EVERY_VERB=whole $(BIN)/python -m pytest tests/integration/test_every_verb.py

@@ -39,12 +39,14 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Broker:
-    """A broker of the stage. amqtt speaks MQTT 3.1.1 only and does not answer a client that tries MQTT 5 first."""
+    """A broker of the stage. amqtt speaks MQTT 3.1.1 only and does not answer a client that tries MQTT 5 first.
+    `websockets`: its port for browsers, None where it has none."""
 
     port: int
     name: str
     protocol: str
     part: Part
+    websockets: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,24 +80,46 @@ def broker(folder: Path, port: int = 0) -> Iterator[Broker]:
     """
     port = _free(port)
     mosquitto = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
-    if mosquitto:
-        settings = folder / "mosquitto.conf"
-        # Started by root it would become another user, and the kernel then forgets that it is to end with the demo.
-        user = "user root\n" if os.geteuid() == 0 else ""
-        settings.write_text(
-            f"listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\npersistence false\n{user}"
-        )
-        command = [mosquitto, "-c", str(settings)]
-    else:
-        settings = folder / "amqtt.yaml"
-        settings.write_text(
-            f"listeners:\n  default:\n    type: tcp\n    bind: 127.0.0.1:{port}\n"
-            "plugins:\n  amqtt.plugins.authentication.AnonymousAuthPlugin:\n    allow_anonymous: true\n"
-        )
-        command = module_command("amqtt.scripts.broker_script", "-c", str(settings))
-    with _part("the broker", command, folder / "broker.log") as part:
-        _wait_for_port(port, part)
-        yield Broker(port, "mosquitto" if mosquitto else "amqtt", "auto" if mosquitto else "3.1.1", part)
+    if mosquitto is None:
+        with _part("the broker", _amqtt(folder, port), folder / "broker.log") as part:
+            _wait_for_port(port, part)
+            yield Broker(port, "amqtt", "3.1.1", part)
+        return
+    # A mosquitto that was built without WebSockets ends at once where its settings name them.
+    for websockets in (_free(0), None):
+        command = _mosquitto(mosquitto, folder, port, websockets)
+        with _part("the broker", command, folder / "broker.log") as part:
+            try:
+                for each in (port, *((websockets,) if websockets is not None else ())):
+                    _wait_for_port(each, part)
+            except EdgeError:
+                if websockets is None:
+                    raise
+                continue
+            yield Broker(port, "mosquitto", "auto", part, websockets)
+            return
+
+
+def _mosquitto(program: str, folder: Path, port: int, websockets: int | None) -> list[str]:
+    """The command that starts it, with its settings written."""
+    # Started by root it would become another user, and the kernel then forgets that it is to end with the demo.
+    user = "user root\n" if os.geteuid() == 0 else ""
+    browsers = "" if websockets is None else f"listener {websockets} 127.0.0.1\nprotocol websockets\n"
+    settings = folder / "mosquitto.conf"
+    settings.write_text(
+        f"listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\npersistence false\n{user}{browsers}"
+    )
+    return [program, "-c", str(settings)]
+
+
+def _amqtt(folder: Path, port: int) -> list[str]:
+    """The command that starts it, with its settings written."""
+    settings = folder / "amqtt.yaml"
+    settings.write_text(
+        f"listeners:\n  default:\n    type: tcp\n    bind: 127.0.0.1:{port}\n"
+        "plugins:\n  amqtt.plugins.authentication.AnonymousAuthPlugin:\n    allow_anonymous: true\n"
+    )
+    return module_command("amqtt.scripts.broker_script", "-c", str(settings))
 
 
 @contextlib.contextmanager
@@ -214,6 +238,8 @@ def _tail(log: Path) -> str:
 def stay(broker: Broker, check: Callable[[], None]) -> None:
     """Keep everything running until Ctrl-C, or until `check` raises EdgeError because something has ended."""
     say("stay", f"broker on 127.0.0.1:{broker.port}, Ctrl-C ends both")
+    if broker.websockets is not None:
+        say("console", f"edge-agent console --broker ws://127.0.0.1:{broker.websockets}   (in a browser)")
     with contextlib.suppress(KeyboardInterrupt):
         while True:
             time.sleep(LOOK_S)

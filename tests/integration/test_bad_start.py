@@ -20,7 +20,7 @@ from edge_agent.demo import stage
 from edge_agent.demo.device import DemoDevice
 from tests.support.agents import AgentProcess, echo_package, running
 from tests.support.desk import cli, desk, said, write_config
-from tests.support.mosquitto import Mosquitto, free_port
+from tests.support.mosquitto import Mosquitto, find, free_port
 from tests.support.mqtt import until
 
 
@@ -224,6 +224,23 @@ def test_a_stage_that_is_ended_leaves_no_process_behind(tmp_path: Path, number: 
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_the_broker_of_a_stage_listens_for_browsers_where_it_was_built_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with stage.broker(tmp_path) as broker:
+        assert broker.websockets is not None
+        assert _listens(broker.websockets)
+    without = tmp_path / "bin" / "mosquitto"
+    without.parent.mkdir()
+    refusal = 'grep -q websockets "$2" && { echo "Websockets support not available."; exit 1; }'
+    without.write_text(f'#!/bin/sh\n{refusal}\nexec {find("mosquitto")} "$@"\n')
+    without.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{without.parent}:{os.environ['PATH']}")
+    with stage.broker(tmp_path) as broker:
+        assert broker.websockets is None
+        assert _listens(broker.port)
 
 
 def test_a_demo_notices_that_its_device_has_ended(tmp_path: Path) -> None:

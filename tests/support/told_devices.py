@@ -31,7 +31,8 @@ class Teller:
         self._client.loop_stop()
 
     def say(self, device: str, kind: str, body: object, retain: bool | None = None) -> None:
-        """Publish one message, as a device does: status, info and models are retained. Returns when the broker has it."""
+        """Publish one message, as a device does: status, info and models are retained. Returns when the broker
+        has it."""
         kept = kind in {"status", "info", "models"} if retain is None else retain
         payload = body if isinstance(body, bytes) else msgspec.json.encode(body)
         self._client.publish(f"edge/v1/{device}/{kind}", payload, qos=1, retain=kept).wait_for_publish(10)
@@ -50,7 +51,14 @@ def status(state: str = "online", reason: str = "", ts: float | None = None) -> 
 
 def telemetry(celsius: float = 50.0, level: str = "normal", **more: Any) -> messages.Telemetry:
     """A report of an idle device with a thermometer; `more` replaces fields."""
-    governor = {"level": level, "max_rows": 16, "threads": 4, "busy_share": 1.0, "clock": 1.0, "forecast_c": celsius + 1}
+    governor = {
+        "level": level,
+        "max_rows": 16,
+        "threads": 4,
+        "busy_share": 1.0,
+        "clock": 1.0,
+        "forecast_c": celsius + 1,
+    }
     governor |= {"headroom_c": 79.0 - celsius, "derated": None, "disagree": None, "why": f"heat is {level}"}
     memory = {"stage": "calm", "available_bytes": 6 * GIB, "reserve_bytes": GIB, "budget_bytes": None}
     fields: dict[str, Any] = {

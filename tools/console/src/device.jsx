@@ -95,8 +95,9 @@ function Heat({ report }) {
         <dt>rows, threads</dt><dd>{governor.rows ?? "–"}, {governor.threads ?? "–"}</dd>
         <dt>busy at most</dt><dd>{share(governor.busy)}</dd>
         <dt>clock</dt><dd>{hertz(sensor(report, "cpu_clock"))}</dd>
-        <dt>power</dt><dd>{sensor(report, "power") === null ? report.energyMethod || "–" : `${sensor(report, "power").toFixed(1)} W`}</dd>
-        {report.joules !== null && <><dt>requests took</dt><dd>{report.joules.toFixed(2)} J in {report.intervalS} s</dd></>}
+        <dt>power</dt><dd>{sensor(report, "power") === null ? "–" : `${sensor(report, "power").toFixed(1)} W`}</dd>
+        <dt>energy</dt>
+        <dd>{report.joules !== null && `${report.joules.toPrecision(2)} J for the requests of ${report.intervalS} s: `}{report.energyMethod || "–"}</dd>
         {flags.length > 0 && <><dt>firmware</dt><dd class="bad">{flags.join(", ")}</dd></>}
       </dl>
       {governor.why && <p class="why">{governor.why}</p>}
@@ -220,7 +221,7 @@ function Refusals({ device }) {
       {report.eventsLost > 0 && <p class="bad">{report.eventsLost} events were lost</p>}
       {refusals.size > 0 && (
         <table>
-          <thead><tr><th>what</th><th>cause</th><th>last {report.intervalS} s</th><th>since this page was opened</th></tr></thead>
+          <thead><tr><th>what</th><th>cause</th><th>last {report.intervalS} s</th><th>since opened</th></tr></thead>
           <tbody>
             {[...refusals.values()].map(([kind, word, times]) => (
               <tr key={kind + word}><td>{kind}</td><th scope="row">{word}</th><td>{now.get(word) ?? 0}</td><td>{times}</td></tr>
