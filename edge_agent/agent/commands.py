@@ -63,6 +63,10 @@ class Operator(Protocol):
         """Install a package that lies in the incoming folder, by file name."""
         ...
 
+    async def fetch(self, url: str, digest: str, limit_s: float | None = None) -> Mapping[str, Any]:
+        """Install the package with this digest of its index from an HTTP server."""
+        ...
+
     async def remove(self, model: str, adapter: str | None, limit_s: float | None = None) -> Mapping[str, Any]:
         """Remove a model or one adapter of it."""
         ...

@@ -28,6 +28,7 @@ from edge_agent.core.desired_state import (
     ItemState,
     StoreAction,
     Surroundings,
+    Terms,
     Wanted,
 )
 from edge_agent.protocol.decode import DesiredRefused, decode_desired
@@ -173,10 +174,7 @@ class DesiredKeeper:
             return
         self._stop_attempt()
         items = [Item(wanted, since_s=self._context.clock.wall_s()) for wanted in _wanted(body)]
-        remove_others = body.policy.others == "remove"
-        self._state = DesiredState(
-            body.version, body.policy.within_s, items, fingerprint=fingerprint, remove_others=remove_others
-        )
+        self._state = DesiredState(body.version, _terms(body), items, fingerprint=fingerprint)
         self._not_taken, self._announced, self._scanned_s = None, None, None
         before = "" if now is None or now.ended else f"; version {now.version} had not ended"
         text = f"version {body.version} is taken: {len(items)} things, within {body.policy.within_s:.0f} s{before}"
@@ -215,8 +213,15 @@ class DesiredKeeper:
             await self._operator.remove(wanted.model, wanted.adapter, limit_s)
         elif attempt.action is StoreAction.ROLL_BACK:
             await self._operator.rollback(wanted.model, limit_s)
+        elif (name := self._offered.get(wanted.package or "")) is not None:
+            await self._operator.install(name, limit_s)
         else:
-            await self._operator.install(self._offered[wanted.package or ""], limit_s)
+            digest = wanted.package or ""
+            urls = self._sources()[digest]
+            await self._operator.fetch(urls[(attempt.number - 1) % len(urls)], digest, limit_s)
+
+    def _sources(self) -> Mapping[str, tuple[str, ...]]:
+        return {} if self._state is None else self._state.terms.sources
 
     def _end_attempt(self) -> None:
         if self._attempt is None or self._state is None or not self._attempt[1].done():
@@ -261,7 +266,8 @@ class DesiredKeeper:
             log.debug("what is installed cannot be read: %s", error)
             self._installed = None
         clock = self._context.clock
-        return Surroundings(self._installed, self._offered, not self._trouble, clock.monotonic_s(), clock.wall_s())
+        offered = {*self._offered, *self._sources()}
+        return Surroundings(self._installed, offered, not self._trouble, clock.monotonic_s(), clock.wall_s())
 
     # ---- what is kept and told -------------------------------------------------------------------------------------
 
@@ -331,6 +337,13 @@ def _wanted(body: Desired) -> list[Wanted]:
             found.append(Wanted(model.model, None, model.package))
         found.extend(Wanted(model.model, one.adapter, one.package) for one in model.adapters)
     return found
+
+
+def _terms(body: Desired) -> Terms:
+    sources: dict[str, tuple[str, ...]] = {}
+    for one in body.sources:
+        sources[one.package] = (*sources.get(one.package, ()), one.url)
+    return Terms(body.policy.within_s, body.policy.others == "remove", sources)
 
 
 def _marks(state: DesiredState) -> tuple[object, ...]:

@@ -267,6 +267,10 @@ class StoreProcess:
         await asyncio.to_thread(self._clear, self._inbox / package)
         return report
 
+    async def fetch(self, url: str, digest: str, limit_s: float | None = None) -> Mapping[str, Any]:
+        """See `commands.Operator`; the URL has been checked where it arrived, and is by the command."""
+        return await self._run(limit_s, "install", url, "--digest", digest)
+
     def _clear(self, package: Path) -> None:
         """Remove an installed package from the incoming folder: its bytes are in the store, and a small disk has no
         room for both."""

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from edge_agent.app import wiring
-from edge_agent.base.errors import EdgeError, PackageError, UsageError
-from edge_agent.base.limits import STATEMENT_BYTES
+from edge_agent.base.errors import EdgeError, PackageError, SignatureError, UsageError
+from edge_agent.base.limits import KIB, MANIFEST_BYTES, STATEMENT_BYTES
 from edge_agent.base.shown_text import one_line
 from edge_agent.base.units import bytes_text
 from edge_agent.bundle.catalog import InstalledModel, TrialFigures
 from edge_agent.bundle.jsonio import read_file
-from edge_agent.bundle.layout import package_descriptor
+from edge_agent.bundle.layout import Package, package_descriptor
 from edge_agent.bundle.trust import Trust
+from edge_agent.bundle.verify import read_release
 from edge_agent.config.load import load
 from edge_agent.config.settings import Settings
 from edge_agent.core import adapter_routing
@@ -26,7 +28,7 @@ from edge_agent.protocol.worker_messages import RuntimeAvailable, StepLimits
 from edge_agent.sensors.boards import read_cpu_features
 from edge_agent.sensors.suite import SensorSuite
 from edge_agent.sensors.time_sync import ClockSync, clock_sync
-from edge_agent.store.install import InstallReport
+from edge_agent.store.install import InstallReport, newest_trust
 from edge_agent.store.install_plan import InstallContext, Progress, silent
 from edge_agent.store.model_store import ModelStore
 from edge_agent.store.state_folder import be_owner, become_owner, check_interpreter, running_daemon
@@ -89,15 +91,20 @@ def _ceiling_bytes(settings: Settings, suite: SensorSuite) -> int | None:
     return memory.ceiling_bytes if total_bytes else None
 
 
+def _check_trust(settings: Settings) -> None:
+    """Raise PackageError where no signature can be checked."""
+    if not settings.store.allow_unsigned and trust(settings) is None:
+        root = str(settings.store.trust_root)
+        remedy = "put the root.json of `edge-forge keygen` there"
+        raise PackageError("is missing, so no signature can be checked", root, remedy)
+
+
 def install(config: Path | None, package: Path, progress: Progress = silent, again: bool = False) -> dict[str, Any]:
     """Verify, probe and activate a package. Raises PackageError, StoreError; then nothing has changed."""
     descriptor = package_descriptor(package)
     try:
         settings = _settings_of_owner(config)
-        if not settings.store.allow_unsigned and trust(settings) is None:
-            root = str(settings.store.trust_root)
-            remedy = "put the root.json of `edge-forge keygen` there"
-            raise PackageError("is missing, so no signature can be checked", root, remedy)
+        _check_trust(settings)
         report = open_library(settings, again).install(package, progress, descriptor)
     finally:
         os.close(descriptor)
@@ -106,6 +113,48 @@ def install(config: Path | None, package: Path, progress: Progress = silent, aga
         journal(f"installed {fields['what']} from {package.name}")
     notes = [*fields["lines"], *(f"warning: {warning}" for warning in fields["warnings"])]
     return {"text": "\n  ".join([f"installed {fields['what']}", *notes, *_heard_by(settings)]), **fields}
+
+
+def install_url(
+    config: Path | None, url: str, digest: str | None = None, progress: Progress = silent, again: bool = False
+) -> dict[str, Any]:
+    """Fetch a package from an HTTP server, then as `install`; `digest`: of its index, None takes any. Raises
+    UsageError, PackageError, StoreError; then nothing has changed, and what was fetched is kept for the next try."""
+    # Imported here: urllib costs time and memory, and other installs need it not.
+    from edge_agent.store.package_download import PackageDownload, RoomOptions
+    from edge_agent.store.remote_file import TransferOptions, check_url
+
+    check_url(url)
+    settings = _settings_of_owner(config)
+    _check_trust(settings)
+    limit = settings.store.download_kib_s
+    transfer = TransferOptions(None if limit is None else limit * KIB)
+    room = RoomOptions(settings.store.reserve_bytes)
+    folder, root = settings.store.state_dir / "downloads", wiring.store_dir(settings)
+    download = PackageDownload(url, folder, root, _early_check(settings, digest), transfer, room)
+    report = open_library(settings, again).install(download.fetch(), progress)
+    download.done()
+    fields = {**report_fields(report), "moved_bytes": download.moved_bytes}
+    if report.changed:
+        journal(f"installed {fields['what']} from {url}")
+    notes = [f"{bytes_text(download.moved_bytes)} were fetched", *fields["lines"]]
+    notes += [f"warning: {warning}" for warning in fields["warnings"]]
+    return {"text": "\n  ".join([f"installed {fields['what']}", *notes, *_heard_by(settings)]), **fields}
+
+
+def _early_check(settings: Settings, digest: str | None) -> Callable[[Package], None]:
+    """What is known of a package before its blobs are there: whether it is the wanted one, and who signed it."""
+
+    def check(package: Package) -> None:
+        trusted = newest_trust(wiring.store_dir(settings), trust(settings))
+        release = read_release(package, trusted, settings.store.allow_unsigned).release
+        if digest is not None and release.index.digest != digest:
+            text = f"this is package {release.index.digest}, {digest} was asked for"
+            raise PackageError(text, package.where, "another package lies at this URL")
+        if "sha256:" + hashlib.sha256(package.read("index.json", MANIFEST_BYTES)).hexdigest() != release.index.digest:
+            raise SignatureError("its SHA-256 is not the one that was signed", "index.json", "fetch the package again")
+
+    return check
 
 
 def install_waiting(config: Path | None, folder: Path) -> dict[str, Any]:

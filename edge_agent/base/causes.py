@@ -58,6 +58,8 @@ class Cause(Enum):
     PROBES_FAILED = "probes-failed"
     """The model's golden probes do not hold on this device."""
     DISK_FULL = "disk-full"
+    SOURCE = "source"
+    """The package is not where it was said to be: no such file, or a server that does not give it."""
     STORE = "store"
     """The store on the disk cannot do what was asked: read-only, damaged, or the command on it failed."""
     NO_EARLIER_VERSION = "no-earlier-version"
@@ -72,6 +74,7 @@ OF_ORDERS = frozenset(
         Cause.SIGNATURE,
         Cause.PROBES_FAILED,
         Cause.DISK_FULL,
+        Cause.SOURCE,
         Cause.STORE,
         Cause.NO_EARLIER_VERSION,
         Cause.AGENT_ERROR,

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, Protocol
 
 from edge_agent.base import limits
+from edge_agent.base.causes import Cause
 from edge_agent.base.errors import PackageError
 from edge_agent.bundle import tarform
 from edge_agent.bundle.jsonio import check_size
@@ -95,7 +96,7 @@ def package_descriptor(path: Path) -> int:
         return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         remedy = "name a package that `edge-forge` wrote"
-        raise PackageError("there is no such file", str(path), remedy) from None
+        raise PackageError("there is no such file", str(path), remedy, Cause.SOURCE) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise PackageError(f"it cannot be opened: {getattr(error, 'strerror', None) or error}", str(path)) from error
 

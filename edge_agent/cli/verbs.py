@@ -229,12 +229,15 @@ def _add_packages(verbs: Any) -> None:
     verb = verbs.add_parser("install", help="verify, probe and activate a package")
     _config_option(verb)
     what = verb.add_mutually_exclusive_group(required=True)
-    what.add_argument("package", type=Path, nargs="?", help="a package: .tar or folder")
+    what.add_argument("package", nargs="?", help="a package: .tar or folder, or http(s)://... of a .tar")
     what.add_argument(
         "--from", type=Path, dest="folder", metavar="DIR",
         help="every package of a folder, by name; those installed are removed from it, a refused one gets NAME.refused "
         "beside it (default: the one package that is named)",
     )  # fmt: skip
+    verb.add_argument(
+        "--digest", metavar="SHA256", help="of its index: a URL that gives another package is refused (default: any)"
+    )
     verb.add_argument("--again", action="store_true", help="try a package whose trials were cut off three times")
     verb.add_argument("--json", action="store_true", help="as JSON (default: lines for people)")
     verb.set_defaults(verb=install)
@@ -488,12 +491,17 @@ def plot(options: argparse.Namespace) -> int:
 
 def install(options: argparse.Namespace) -> int:
     """Verify, probe and activate a package."""
-    from edge_agent.app.packages import install, install_waiting
+    from edge_agent.app.packages import install, install_url, install_waiting
 
     if options.folder is not None:
         report = install_waiting(options.config, options.folder)
         return _print_report(report, options.json) or (1 if report["refused"] else 0)
-    return _print_report(install(options.config, options.package, again=options.again), options.json)
+    if "://" in options.package:
+        report = install_url(options.config, options.package, options.digest, again=options.again)
+        return _print_report(report, options.json)
+    if options.digest is not None:
+        raise UsageError("--digest is for a package that is fetched from a URL")
+    return _print_report(install(options.config, Path(options.package), again=options.again), options.json)
 
 
 def models(options: argparse.Namespace) -> int:

@@ -111,6 +111,10 @@ class StoreSettings:
     inbox_dir: Annotated[Path | None, Example("/var/lib/edge-agent/inbox")] = None
     """The only folder from which `cmd/install` takes packages by name. Unset: `inbox` in the state folder."""
 
+    download_kib_s: Annotated[int | None, Between(1, 16 * limits.MIB), Example(500)] = None
+    """The most KiB a second that a package is fetched with over HTTP, so that others have the line, too. Unset: as fast
+    as it comes."""
+
     @property
     def inbox_path(self) -> Path:
         """The folder from which packages may be installed by name."""

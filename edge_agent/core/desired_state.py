@@ -35,7 +35,7 @@ FOR_GOOD = frozenset(
     {Cause.PACKAGE_REFUSED, Cause.SIGNATURE, Cause.PROBES_FAILED, Cause.INVALID, Cause.NO_EARLIER_VERSION}
 )
 """Causes that the same package meets again on this device; all others are tried again."""
-UNCOUNTED = frozenset({Cause.BUSY, Cause.UNAVAILABLE, Cause.DISK_FULL})
+UNCOUNTED = frozenset({Cause.BUSY, Cause.UNAVAILABLE, Cause.DISK_FULL, Cause.SOURCE})
 """Causes that say nothing about the package and cost no trial: tried again until the time is up. After any other one,
 `MOST_ATTEMPTS` attempts are made: each may load the model and wear the board."""
 MOST_ATTEMPTS = 8
@@ -225,11 +225,12 @@ class StoreAction(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """Do this for one item, in `limit_s` seconds at most."""
+    """Do this for one item, in `limit_s` seconds at most. `number`: which attempt it is, from 1."""
 
     wanted: Wanted
     action: StoreAction
     limit_s: float
+    number: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,26 +245,28 @@ class Surroundings:
     wall_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How a version is to be reached: in so many seconds of running time, with the removal of what it does not name,
+    with packages fetched from these URLs by digest."""
+
+    within_s: float
+    remove_others: bool = False
+    sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
 class DesiredState:
     """One version of `desired` on its way. Other modules call the methods and only read."""
 
     def __init__(
-        self,
-        version: int,
-        within_s: float,
-        items: list[Item],
-        *,
-        fingerprint: str = "",
-        remove_others: bool = False,
-        spent_s: float = 0.0,
+        self, version: int, terms: Terms, items: list[Item], *, fingerprint: str = "", spent_s: float = 0.0
     ) -> None:
         """`fingerprint` tells two messages of one version apart; `spent_s`: running time that earlier daemons have
         spent on it."""
         self.version = version
+        self.terms = terms
         self.fingerprint = fingerprint
-        self.within_s = within_s
         self.items = items
-        self.remove_others = remove_others
         self.spent_s = spent_s
         self._looked_s: float | None = None
 
@@ -275,7 +278,7 @@ class DesiredState:
     @property
     def left_s(self) -> float:
         """Running time until everything has ended; 0 when it has, and when the time is up."""
-        return 0.0 if self.ended else max(0.0, self.within_s - self.spent_s)
+        return 0.0 if self.ended else max(0.0, self.terms.within_s - self.spent_s)
 
     @property
     def summary(self) -> ItemState:
@@ -298,13 +301,13 @@ class DesiredState:
         `attempt_ended` must follow."""
         self._spend(around.now_s)
         if around.installed is not None:
-            if not self.ended and self.remove_others:
+            if not self.ended and self.terms.remove_others:
                 self._note_others(around.installed, around.wall_s)
             for item in self.items:
                 self._observe(item, around.installed, around.wall_s)
         if any(item.state is ItemState.WORKING for item in self.items):
             return None
-        if self.spent_s + LEAST_ATTEMPT_S > self.within_s:
+        if self.spent_s + LEAST_ATTEMPT_S > self.terms.within_s:
             self._time_is_up(around.wall_s)
             return None
         ready = [item for item in self.items if item.state is ItemState.PENDING and self._ready(item, around)]
@@ -313,7 +316,7 @@ class DesiredState:
         item = min(ready, key=lambda one: _ORDER[one.wanted.package is not None, one.wanted.adapter is not None])
         action = _action(item.wanted, around.installed or InstalledPackages())
         item.begun(_UNDER_WAY[action], around.wall_s)
-        return Attempt(item.wanted, action, self.within_s - self.spent_s)
+        return Attempt(item.wanted, action, self.terms.within_s - self.spent_s, item.attempts)
 
     def attempt_ended(self, wanted: Wanted, failure: tuple[Cause, str] | None, around: Surroundings) -> None:
         """An attempt is over. `failure`: why it failed, None where it ended well."""
@@ -395,7 +398,7 @@ class DesiredState:
     def _time_is_up(self, wall_s: float) -> None:
         for item in self.items:
             if item.state is ItemState.PENDING:
-                item.time_is_up(self.within_s, wall_s)
+                item.time_is_up(self.terms.within_s, wall_s)
 
 
 _ORDER = {(False, False): 0, (True, False): 1, (True, True): 2, (False, True): 3}

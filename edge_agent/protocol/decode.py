@@ -43,6 +43,7 @@ FORMS = ("text", "texts", "prompt", "messages")
 PARAMS = 16
 # All values of all parameters, nested ones included: an empty list is three bytes on the wire and 64 in memory.
 PARAM_VALUES = 1024
+_URL = re.compile(r"https?://[^/@\s]+(/[!-~]*)?")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _PARAM_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
@@ -432,6 +433,7 @@ def _check_desired(body: Desired) -> None:
         raise BadField(422, Cause.INVALID, f"policy.within_s: {least_s:.0f} to {most_s:.0f} seconds are needed")
     if len(body.models) + sum(len(one.adapters) for one in body.models) > limits.DESIRED_ITEMS:
         raise BadField(413, Cause.TOO_LARGE, f"models: more than {limits.DESIRED_ITEMS} models and adapters")
+    _check_sources(body)
     seen: set[tuple[str, str | None]] = set()
     for index, model in enumerate(body.models):
         where = f"models[{index}]"
@@ -443,6 +445,16 @@ def _check_desired(body: Desired) -> None:
             inner = f"{where}.adapters[{place}]"
             _check_named(f"{inner}.adapter", one.adapter, seen, (model.model, one.adapter))
             _check_package(f"{inner}.package", one.package)
+
+
+def _check_sources(body: Desired) -> None:
+    if len(body.sources) > limits.DESIRED_ITEMS:
+        raise BadField(413, Cause.TOO_LARGE, f"sources: more than {limits.DESIRED_ITEMS}")
+    for index, source in enumerate(body.sources):
+        _check_package(f"sources[{index}].package", source.package)
+        if len(source.url) > limits.TOPIC_BYTES or not _URL.fullmatch(source.url):
+            text = f"sources[{index}].url: http://HOST/PATH or https://HOST/PATH is needed, without a password"
+            raise BadField(422, Cause.INVALID, f"{text}; here: {quoted(source.url, 80)}")
 
 
 def _check_named(field: str, name: str, seen: set[tuple[str, str | None]], key: tuple[str, str | None]) -> None:

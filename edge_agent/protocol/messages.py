@@ -121,6 +121,13 @@ class DesiredModel(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
     adapters: list[DesiredAdapter] = msgspec.field(default_factory=list)
 
 
+class DesiredSource(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Where the package with this digest can be fetched from, by http or https; several for one are tried in turn."""
+
+    package: str
+    url: str
+
+
 class DesiredPolicy(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True, omit_defaults=True):
     """How the state is reached: in so many seconds of the daemon's running time, after which what is still pending is
     refused; what is installed and not named stays, or is removed."""
@@ -134,6 +141,7 @@ class Desired(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True, omi
 
     version: int
     models: list[DesiredModel]
+    sources: list[DesiredSource] = msgspec.field(default_factory=list)
     policy: DesiredPolicy = DesiredPolicy()
 
 

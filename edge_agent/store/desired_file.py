@@ -12,13 +12,13 @@ import logging
 from pathlib import Path
 from typing import Annotated, Literal
 
-from msgspec import Meta
+from msgspec import Meta, field
 
 from edge_agent.base import limits
 from edge_agent.base.causes import Cause
 from edge_agent.base.errors import EdgeError
 from edge_agent.bundle.jsonio import Document, decode, encode
-from edge_agent.core.desired_state import DesiredState, Item, ItemState, Wanted
+from edge_agent.core.desired_state import DesiredState, Item, ItemState, Terms, Wanted
 from edge_agent.store.disk import replace_file, translated
 
 log = logging.getLogger("edge_agent.store")
@@ -50,6 +50,7 @@ class _Desired(Document, frozen=True, kw_only=True):
     spent_s: float
     items: Annotated[tuple[_Item, ...], Meta(max_length=8 * limits.DESIRED_ITEMS)]
     remove_others: bool = False
+    sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class DesiredFile:
@@ -81,10 +82,9 @@ class DesiredFile:
         ]
         return DesiredState(
             found.version,
-            found.within_s,
+            Terms(found.within_s, found.remove_others, found.sources),
             items,
             fingerprint=found.fingerprint,
-            remove_others=found.remove_others,
             spent_s=found.spent_s,
         )
 
@@ -107,10 +107,11 @@ class DesiredFile:
         body = _Desired(
             version=state.version,
             fingerprint=state.fingerprint,
-            within_s=state.within_s,
+            within_s=state.terms.within_s,
             spent_s=state.spent_s,
             items=items,
-            remove_others=state.remove_others,
+            remove_others=state.terms.remove_others,
+            sources=dict(state.terms.sources),
         )
         with translated(self._path.parent):
             replace_file(self._path, encode(body))

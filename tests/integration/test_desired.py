@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import http.server
 import json
 import shutil
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +74,37 @@ def test_a_device_reaches_its_desired_state_and_says_so(tmp_path: Path) -> None:
                     assert "it holds nothing that can run now" in reported(table)["items"][0]["reason"]
 
         asyncio.run(run())
+
+
+def test_a_package_is_fetched_from_the_source_that_desired_names(tmp_path: Path) -> None:
+    package = echo_package(tmp_path / "served")
+    digest = package_digest(package)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(package.parent))
+    with Mosquitto(tmp_path) as broker, http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        agent = AgentProcess(tmp_path / "device", broker.port)
+        sources = [{"package": digest, "url": f"{url}/gone.tar"}, {"package": digest, "url": f"{url}/{package.name}"}]
+
+        async def run() -> None:
+            async with desk(broker) as table:
+                with running(agent):
+                    body = {"version": 1, "models": [{"model": "echo", "package": digest}], "sources": sources}
+                    table.send(
+                        "desired", json.dumps(body).encode(), None, retain=True, response_topic=None, expiry_s=None
+                    )
+                    await until(lambda: (reported(table)["items"] or [{"cause": 0}])[0]["cause"] == "source", WAIT_S)
+                    assert "404" in reported(table)["items"][0]["reason"], "the first one is away; the next is tried"
+                    done = await ended(table, 1)
+                    assert (done["state"], done["items"][0]["attempts"]) == ("applied", 2)
+                    assert (await table.ask("q1", {"text": "x"}))["status"] == 200
+
+        try:
+            asyncio.run(run())
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_a_forged_package_is_refused_and_a_killed_daemon_goes_on(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ FAULTS = (
     "publish", "publish", "publish", "old message", "damaged message", "withdraw", "kill", "power cut",
     "power cut in a change", "power cut in a change", "power cut in a change",
     "orderly stop", "kill at a save", "full", "room", "clock", "broker", "vanish", "arrive", "arrive", "half", "forged",
-    "arrive all", "arrive all", "by hand", "by hand", "unreadable",
+    "arrive all", "arrive all", "by hand", "by hand", "unreadable", "server",
 )  # fmt: skip
 
 
@@ -219,6 +219,19 @@ class Life:
 
         return await self._child(work, limit_s)
 
+    async def fetch(self, url: str, digest: str, limit_s: float | None = None) -> Mapping[str, Any]:
+        """See `commands.Operator`; the server may be away."""
+        history = self.history
+
+        def work(store: ModelStore) -> None:
+            if not history.server_up or digest not in catalogue().data:
+                raise StoreError("the server answers 404 Not Found", url, cause=Cause.SOURCE)
+            path = history.folder / "fetched.tar"
+            path.write_bytes(catalogue().data[digest])
+            store.install(path)
+
+        return await self._child(work, limit_s)
+
     async def remove(self, model: str, adapter: str | None, limit_s: float | None = None) -> Mapping[str, Any]:
         """See `commands.Operator`."""
         return await self._child(lambda store: store.remove(model, adapter), limit_s)
@@ -271,6 +284,7 @@ class History:
         self.inbox.mkdir()
         self.full, self.broker_up, self.unreadable = False, True, False
         self.unsaved = self.quick = False
+        self.server_up = True
         self.reported: dict[str, Any] = {}
         self.retained = b""
         self.published: list[bytes] = []
@@ -431,9 +445,9 @@ class History:
             if state is None or state.ended:
                 continue
             self.fresh_s[state.version] = spent_s = self.fresh_s.get(state.version, 0.0) + 1.0
-            if spent_s > state.within_s + SLACK_S:
+            if spent_s > state.terms.within_s + SLACK_S:
                 self.complain(
-                    f"version {state.version} is stuck: {spent_s:.0f} s of {state.within_s:.0f}, {state.items}"
+                    f"version {state.version} is stuck: {spent_s:.0f} s of {state.terms.within_s:.0f}, {state.items}"
                 )
                 return
 
@@ -472,6 +486,8 @@ class History:
                 self.clock.set_wall(self.dice.choice((0.0, 1.7e9, 4e9)))
             case "broker":
                 self.broker(up=not self.broker_up)
+            case "server":
+                self.server_up = not self.server_up
             case "unreadable":
                 self.unreadable = not self.unreadable
             case "by hand":
@@ -510,7 +526,10 @@ class History:
                     models[-1]["adapters"] = [{"adapter": "intents", "package": adapter}]
         if dice.random() < 0.2:
             models.append({"model": "off", "package": known.failing})
-        return {"models": models}
+        if dice.random() < 0.6:
+            return {"models": models}
+        sources = [{"package": one, "url": f"http://server/{one[7:15]}.tar"} for one in known.data]
+        return {"models": models, "sources": sources}
 
     def publish(self, wish: dict[str, Any], within_s: float) -> None:
         """The operator publishes a version; it arrives now, later from the broker's memory, or twice."""

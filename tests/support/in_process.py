@@ -68,6 +68,10 @@ class FakeOperator:
         """See `Operator`."""
         return await self._do("install", package)
 
+    async def fetch(self, url: str, digest: str, limit_s: float | None = None) -> Mapping[str, Any]:
+        """See `Operator`."""
+        return await self._do("fetch", url)
+
     async def remove(self, model: str, adapter: str | None, limit_s: float | None = None) -> Mapping[str, Any]:
         """See `Operator`."""
         return await self._do("remove", model, *([adapter] if adapter else []))

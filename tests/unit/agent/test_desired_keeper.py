@@ -44,6 +44,12 @@ class Installer:
         self.library.install(a_model("m", a_variant(package[0] * 64)))
         return {}
 
+    async def fetch(self, url: str, digest: str, limit_s: float | None = None) -> Mapping[str, Any]:
+        """See `Operator`."""
+        await self._spend("fetch", url, limit_s)
+        self.library.install(a_model("m", a_variant(digest[7:])))
+        return {}
+
     async def remove(self, model: str, adapter: str | None, limit_s: float | None = None) -> Mapping[str, Any]:
         """See `Operator`."""
         await self._spend("remove", model, limit_s)
@@ -180,6 +186,31 @@ def test_a_source_that_vanishes_is_waited_for_until_the_time_is_up(tmp_path: Pat
         assert device.operator.calls == []
 
     Device.run(scenario, ports=parts(tmp_path))
+
+
+def test_sources_are_tried_in_turn_and_kept_over_a_restart(tmp_path: Path) -> None:
+    """The incoming folder first; a server that does not give the package is waited for."""
+    ports = parts(tmp_path)
+    ports["operator"].faults = [StoreError("the server answers 404", cause=Cause.SOURCE)] * 2
+    sources = [{"package": P1, "url": f"http://{host}/p.tar"} for host in ("a", "b")]
+
+    async def scenario(device: Device) -> None:
+        await device.intake.take(message(1, sources=sources))
+        await pass_s(device, 20)
+        assert [call[:2] for call in device.operator.calls] == [
+            ("fetch", sources[0]["url"]),
+            ("fetch", sources[1]["url"]),
+        ]
+
+    Device.run(scenario, ports=ports)
+    ports = parts(tmp_path)
+
+    async def restarted(device: Device) -> None:
+        await pass_s(device, 5)
+        assert [call[:2] for call in device.operator.calls] == [("fetch", sources[0]["url"])]
+        assert reported(device)["state"] == "applied"
+
+    Device.run(restarted, ports=ports)
 
 
 def test_a_refusal_and_a_failure_carry_the_cause_of_the_install(tmp_path: Path) -> None:

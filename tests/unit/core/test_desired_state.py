@@ -24,6 +24,7 @@ from edge_agent.core.desired_state import (
     ItemState,
     StoreAction,
     Surroundings,
+    Terms,
     Wanted,
 )
 
@@ -49,7 +50,7 @@ class Board:
 
     def __post_init__(self) -> None:
         items = [Item(one) for one in self.items]
-        self.state = DesiredState(1, self.within_s, items, remove_others=self.remove_others)
+        self.state = DesiredState(1, Terms(self.within_s, self.remove_others), items)
 
     def around(self) -> Surroundings:
         installed = InstalledPackages(dict(self.current), dict(self.previous)) if self.readable else None
@@ -76,9 +77,7 @@ class Board:
         """The daemon is killed and the next one begins with what was saved."""
         self.attempt = None
         state = self.state
-        self.state = DesiredState(
-            1, state.within_s, state.items, remove_others=state.remove_others, spent_s=state.spent_s
-        )
+        self.state = DesiredState(1, state.terms, state.items, spent_s=state.spent_s)
         for item in self.state.items:
             item.again_s = -1.0
         self.now_s = 1.0
@@ -202,6 +201,19 @@ def test_failures_that_may_pass_are_tried_again_with_pauses_and_not_for_ever() -
             board.end(Cause.STORE, done=False)
     assert len(pauses) == MOST_ATTEMPTS and pauses[1] == pytest.approx(10.0) and max(pauses) <= 640.0
     assert board.item(MODEL).reason == "it failed"
+
+
+def test_a_package_that_vanishes_between_the_look_and_the_install_is_waited_for() -> None:
+    board = Board([MODEL], offered={"p1"})
+    board.step()
+    board.offered.clear()
+    board.end(Cause.SOURCE, done=False)
+    assert board.item(MODEL).state is ItemState.PENDING
+    board.offered = {"p1"}
+    while board.step() is None:
+        assert not board.state.ended
+    board.end()
+    assert board.state.summary is ItemState.APPLIED
 
 
 def test_a_full_disk_and_a_busy_store_are_waited_for_until_the_time_is_up() -> None:

@@ -388,6 +388,17 @@ def test_a_desired_state_names_models_and_adapters_by_package() -> None:
             3,
             "models[0].adapters[1].adapter: a is named twice",
         ),
+        (
+            {"version": 3, "models": [], "sources": [{"package": "x", "url": "http://h/p"}]},
+            3,
+            "sources[0].package: sha256",
+        ),
+        (
+            {"version": 3, "models": [], "sources": [{"package": A, "url": "file:///p"}]},
+            3,
+            "sources[0].url: http://HOST",
+        ),
+        ({"version": 3, "models": [], "sources": [{"package": A, "url": "http://u:p@h/p"}]}, 3, "sources[0].url: http"),
         ({"version": 3, "models": [], "policy": {"within_s": 1}}, 3, "policy.within_s: 60 to 2592000 seconds"),
         ({"version": 3, "models": [{"model": f"m{n}"} for n in range(129)]}, 3, "more than 128"),
     ],

@@ -1,0 +1,336 @@
+"""Packages from a real HTTP server: resumed, only what is missing; servers that lie, break off or know no ranges."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import re
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_agent.base.causes import Cause
+from edge_agent.base.errors import PackageError, SignatureError, StoreError, UsageError
+from edge_agent.bundle.layout import Package
+from edge_agent.bundle.verify import read_release
+from edge_agent.store.inbox_packages import package_digest
+from edge_agent.store.install_plan import InstallContext
+from edge_agent.store.model_store import ModelStore
+from edge_agent.store.package_download import PackageDownload, RoomOptions
+from edge_agent.store.remote_file import TransferOptions, check_url
+from tests.support import packages as tiny
+from tests.support.agents import AgentProcess, echo_adapter_package, echo_package
+from tests.support.desk import cli, said
+
+
+@dataclass
+class Manners:
+    """How the server behaves; a test edits it."""
+
+    ranges: bool = True
+    etag: bool = True
+    breaks_after: int | None = None
+    breaks: int = 1 << 30
+    states_more: int = 0
+    no_length: bool = False
+    status: int | None = None
+    redirect: str | None = None
+    wrong_place: bool = False
+    files: dict[str, bytes] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+    sent: int = 0
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Serves `Manners.files`."""
+
+    manners: Manners
+
+    def do_GET(self) -> None:
+        """See `BaseHTTPRequestHandler`."""
+        manners = self.manners
+        manners.asked.append(self.headers.get("Range", ""))
+        data = manners.files.get(self.path)
+        if manners.redirect is not None and self.path == "/moved":
+            self.send_response(302)
+            self.send_header("Location", manners.redirect)
+            self.end_headers()
+            return
+        if manners.status is not None or data is None:
+            self.send_error(manners.status or 404)
+            return
+        mark = f'"{hashlib.sha256(data).hexdigest()}"'
+        total = len(data) + manners.states_more
+        span = self._span(mark, total)
+        self.send_response(200 if span is None else 206)
+        start, end = span or (0, total)
+        if span is not None:
+            shown = start + (1 if manners.wrong_place else 0)
+            self.send_header("Content-Range", f"bytes {shown}-{end - 1}/{total}")
+        if manners.etag:
+            self.send_header("ETag", mark)
+        if not manners.no_length:
+            self.send_header("Content-Length", str(end - start))
+        self.end_headers()
+        self._send(data[start:end])
+
+    def _span(self, mark: str, total: int) -> tuple[int, int] | None:
+        found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if found is None or self.headers.get("If-Range") not in (None, mark) or not self.manners.ranges:
+            return None
+        return int(found[1]), min(total, int(found[2]) + 1)
+
+    def _send(self, data: bytes) -> None:
+        manners = self.manners
+        if manners.breaks_after is not None and manners.breaks > 0 and len(data) > manners.breaks_after:
+            manners.breaks -= 1
+            data = data[: manners.breaks_after]
+        for place in range(0, len(data), 1024):
+            try:
+                self.wfile.write(data[place : place + 1024])
+            except OSError:
+                return
+            manners.sent += len(data[place : place + 1024])
+
+    def log_message(self, *_: Any) -> None:
+        """Says nothing."""
+
+
+@dataclass
+class Server:
+    """A server on this machine, and a store to install into."""
+
+    manners: Manners
+    url: str
+    folder: Path
+    check: Callable[[Package], None] = lambda package: _trusted(package)  # noqa: PLW0108 - defined below
+    free: int = 1 << 40
+
+    def download(self, name: str = "p.tar", **transfer: Any) -> PackageDownload:
+        """A download of that file, which sleeps nowhere."""
+        options = TransferOptions(sleep=lambda _s: None, timeout_s=5.0, **transfer)
+        room = RoomOptions(0, lambda _folder: self.free)
+        downloads, store = self.folder / "downloads", self.folder / "store"
+        return PackageDownload(f"{self.url}/{name}", downloads, store, self.check, options, room)
+
+    def install(self, name: str = "p.tar") -> int:
+        """Fetch and install; how many bytes were moved."""
+        download = self.download(name)
+        self.store.install(download.fetch())
+        download.done()
+        assert not list((self.folder / "downloads").iterdir())
+        return download.moved_bytes
+
+    @property
+    def store(self) -> ModelStore:
+        """The store that is installed into."""
+        context = InstallContext(prober=tiny.TinyProber(), hardware=tiny.HARDWARE, trust=tiny.trust(), reserve_bytes=0)
+        return ModelStore(self.folder / "store", context)
+
+    def serve(self, path: Path, name: str = "p.tar") -> bytes:
+        """Put a file there."""
+        self.manners.files[f"/{name}"] = data = path.read_bytes()
+        return data
+
+
+def _trusted(package: Package) -> None:
+    read_release(package, tiny.trust())
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    manners = Manners()
+    handler = type("Bound", (Handler,), {"manners": manners})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as found:
+        thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield Server(manners, f"http://127.0.0.1:{found.server_port}", tmp_path)
+        finally:
+            found.shutdown()
+            thread.join()
+
+
+def big_package(folder: Path, counter: int = 1, seed: int = 1) -> Path:
+    """A model whose weights are larger than what is skipped by reading: 400 and 200 KB."""
+    source = tiny.model_source(folder / f"src-{seed}", "tiny", 1)
+    for variant, size in zip(source.variants, (400_000, 200_000), strict=True):
+        variant.weights.write_bytes(tiny.onnx_bytes(bytes([seed]) * size))
+    return tiny._built(folder / f"big-{counter}.tar", tiny.release("tiny", counter), source).path
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_package_is_fetched_and_installed(server: Server, tmp_path: Path, ranges: bool) -> None:
+    server.manners.ranges = ranges
+    size = len(server.serve(big_package(tmp_path)))
+    moved = server.install()
+    assert [model.name for model in server.store.active()] == ["tiny"]
+    assert size * 0.9 < moved <= size
+
+
+def test_an_adapter_moves_alone_and_a_new_release_moves_what_is_new(server: Server, tmp_path: Path) -> None:
+    base = big_package(tmp_path)
+    whole = len(server.serve(base))
+    server.install()
+    adapter = tiny.adapter_package(tmp_path, base)
+    size = len(server.serve(adapter, "adapter.tar"))
+    assert server.install("adapter.tar") <= size < whole / 20
+    server.serve(big_package(tmp_path, counter=2), "again.tar")
+    assert server.install("again.tar") < whole * 0.7, "the weights that are kept did not move again"
+    (model,) = server.store.active()
+    assert [one.name for one in model.adapters] == ["intents"]
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_connection_that_breaks_is_taken_up_where_it_was(server: Server, tmp_path: Path, ranges: bool) -> None:
+    size = len(server.serve(big_package(tmp_path)))
+    server.manners.ranges, server.manners.breaks_after, server.manners.breaks = ranges, 150_000, 3
+    moved = server.install()
+    assert server.manners.breaks == 0 and [model.name for model in server.store.active()] == ["tiny"]
+    assert moved <= size + 200_000 if ranges else moved > size, "without ranges it is read again from the start"
+
+
+def test_a_source_that_gives_up_is_taken_up_by_the_next_try(server: Server, tmp_path: Path) -> None:
+    size = len(server.serve(big_package(tmp_path)))
+    server.manners.breaks_after = 30_000
+    with pytest.raises(StoreError, match="5 connections in a row brought next to nothing") as caught:
+        server.install()
+    assert caught.value.cause is Cause.SOURCE and server.store.active() == ()
+    server.manners.breaks_after = None
+    assert server.install() < size - 30_000, "what was fetched is not fetched again"
+
+
+@pytest.mark.parametrize(
+    ("manners", "error", "said"),
+    [
+        ({"status": 404}, StoreError, "the server answers 404"),
+        ({"status": 503}, StoreError, "the server answers 503 .*5 connections in a row"),
+        ({"no_length": True, "ranges": False}, StoreError, "does not state how large the file is"),
+        ({"states_more": 512, "ranges": False}, PackageError, "bytes, the package ends after"),
+        ({"states_more": 512}, PackageError, "bytes, the package ends after"),
+        ({"states_more": -2000, "ranges": False}, PackageError, "the package goes on behind them"),
+        ({"states_more": -2000}, PackageError, "the package goes on behind them"),
+        ({"wrong_place": True}, StoreError, "bytes from 0 on were asked for"),
+    ],
+)
+def test_a_server_that_lies_or_refuses_is_told(
+    server: Server, tmp_path: Path, manners: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    server.serve(big_package(tmp_path))
+    for name, value in manners.items():
+        setattr(server.manners, name, value)
+    with pytest.raises(error, match=said):
+        server.install()
+    assert server.store.active() == ()
+    for name in manners:
+        setattr(server.manners, name, getattr(Manners(), name))
+    server.install()
+    assert [model.name for model in server.store.active()] == ["tiny"], "what was kept of the lie does no harm"
+
+
+def test_a_file_that_changes_under_the_download_is_noticed(server: Server, tmp_path: Path) -> None:
+    server.serve(big_package(tmp_path))
+    other = big_package(tmp_path, counter=2, seed=2).read_bytes()
+    download = server.download()
+
+    def check(_package: Package) -> None:
+        server.manners.files["/p.tar"] = other
+
+    download._check = check
+    with pytest.raises(StoreError, match="changed on the server while it was fetched"):
+        download.fetch()
+    server.install()
+    assert server.store.models()[0].current.counter == 2
+
+
+def test_a_package_that_nobody_trusts_or_asked_for_moves_no_weights(server: Server, tmp_path: Path) -> None:
+    size = len(server.serve(big_package(tmp_path)))
+
+    def check(_package: Package) -> None:
+        raise SignatureError("signed by nobody", "release.dsse.json")
+
+    server.check = check
+    with pytest.raises(SignatureError, match="signed by nobody"):
+        server.install()
+    assert server.manners.sent < size / 3
+
+
+def test_a_damaged_blob_is_refused_and_fetched_anew(server: Server, tmp_path: Path) -> None:
+    data = server.serve(big_package(tmp_path))
+    place = data.index(b"\x01" * 1000)
+    server.manners.files["/p.tar"] = data[: place + 7] + b"\x02" + data[place + 8 :]
+    with pytest.raises(PackageError, match="damaged or exchanged"):
+        server.install()
+    server.manners.files["/p.tar"] = data
+    server.install()
+    assert server.store.scrub() == () and [model.name for model in server.store.active()] == ["tiny"]
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_room_is_looked_for_before_weights_move(server: Server, tmp_path: Path, ranges: bool) -> None:
+    size = len(server.serve(big_package(tmp_path)))
+    server.manners.ranges, server.free = ranges, size
+    with pytest.raises(StoreError, match="are needed for the download and its install") as caught:
+        server.install()
+    assert caught.value.cause is Cause.DISK_FULL and server.download().moved_bytes == 0
+    assert server.manners.sent < size / 3 or not ranges
+
+
+def test_what_is_no_package_is_refused_by_its_first_bytes(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text("<html>" + "x" * 100_000)
+    server.serve(tmp_path / "page.html")
+    with pytest.raises(PackageError, match="this is no package"):
+        server.install()
+
+
+def test_the_operators_limit_holds(server: Server, tmp_path: Path) -> None:
+    """By the sleeps that are asked for, not by a clock."""
+    size = len(server.serve(big_package(tmp_path)))
+    slept: list[float] = []
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        now[0] += seconds
+
+    options = TransferOptions(100 * 1024, 5.0, sleep, lambda: now[0])
+    downloads, store = tmp_path / "downloads", tmp_path / "store"
+    download = PackageDownload(f"{server.url}/p.tar", downloads, store, _trusted, options, RoomOptions(0))
+    download.fetch()
+    assert (
+        sum(slept) == pytest.approx(download.moved_bytes / (100 * 1024), rel=0.05) and download.moved_bytes > size / 2
+    )
+
+
+def test_a_redirection_is_followed_to_http_alone(server: Server, tmp_path: Path) -> None:
+    server.serve(big_package(tmp_path))
+    server.manners.redirect = f"{server.url}/p.tar"
+    server.install("moved")
+    server.manners.redirect = "file:///etc/passwd"
+    with pytest.raises(StoreError, match="302"):
+        server.install("moved")
+
+
+@pytest.mark.parametrize(
+    "url", ["file:///etc/passwd", "ftp://host/x", "http://", "http://h/a b", "http://u:p@h/x", "http://[x/"]
+)
+def test_urls_that_are_not_fetched(url: str) -> None:
+    with pytest.raises(UsageError):
+        check_url(url)
+
+
+def test_edge_agent_installs_from_a_url(server: Server, tmp_path: Path) -> None:
+    agent = AgentProcess(tmp_path / "device", 1)
+    base = echo_package(tmp_path)
+    server.serve(base, "echo.tar")
+    server.serve(echo_adapter_package(tmp_path, base, "one"), "one.tar")
+    text = said(done := cli("install", f"{server.url}/echo.tar", "--config", agent.config))
+    assert done.returncode == 0 and "installed echo release 1" in text and "were fetched" in text
+    wrong = cli("install", f"{server.url}/one.tar", "--digest", package_digest(base), "--config", agent.config)
+    assert wrong.returncode == 1 and "another package lies at this URL" in said(wrong)
+    gone = cli("install", f"{server.url}/none.tar", "--config", agent.config)
+    assert gone.returncode == 1 and "the server answers 404" in said(gone)
