@@ -31,6 +31,7 @@ from edge_agent.core.forecast import batch_s, least_s, take_hopeless
 from edge_agent.core.job import Job, JobState
 from edge_agent.core.model_lifecycle import ModelState
 from edge_agent.core.scheduler import BatchLimits
+from edge_agent.core.variant_fallback import FallbackState
 from edge_agent.protocol.worker_messages import JobWork
 
 log = logging.getLogger("edge_agent")
@@ -376,6 +377,10 @@ def _reply_topic(job: Job) -> str | None:
     return job.origin.request.reply_topic if isinstance(job.origin, Origin) else None
 
 
+BUILD_RETRY_S = 60.0
+"""The longest `retry_after_s` of a refusal during a build."""
+BUILD_LATE_SHARE = 0.25
+"""A build that takes longer than expected is expected to take this share of its time so far in addition."""
 OVERDUE_S = 0.25
 """The daemon ends an answer this time after its deadline; before that the worker itself ends it."""
 
@@ -393,6 +398,7 @@ class DeadlineMonitor:
         """One look at all models; called once a second."""
         self.end_silent()
         self.expire_late()
+        self.refuse_before_engines()
         self.end_overdue()
 
     def expire_late(self) -> None:
@@ -412,6 +418,24 @@ class DeadlineMonitor:
                 f"are ahead, {duration_text(job.deadline_s - now_s)} are left"
             )
             self._answers.refuse(job, 503, Cause.OVERTAKEN, reason, round(needed_s, 3))
+
+    def refuse_before_engines(self) -> None:
+        """Refuse the waiting jobs whose deadline comes before the end of a build with nothing beside, as expected: in
+        the queue they would expire in silence. A build may end early, so they are told to come back soon."""
+        now_s = self._context.clock.monotonic_s()
+        for served in self._manager.every_served_model():
+            if served.fallback.state is FallbackState.BUILDING_FIRST:
+                self._refuse_before_engine(served, now_s)
+
+    def _refuse_before_engine(self, served: ServedModel, now_s: float) -> None:
+        elapsed_s = now_s - served.fallback.since_s
+        left_s = max(served.lifecycle.load_left_s(now_s), BUILD_LATE_SHARE * elapsed_s)
+        for job in served.queue.take(lambda waiting: waiting.deadline_s < now_s + left_s):
+            reason = (
+                f"model {served.name!r} is compiled for this device first, which is expected to take another "
+                f"{duration_text(left_s)}; {duration_text(job.deadline_s - now_s)} are left"
+            )
+            self._answers.refuse(job, 503, Cause.DEADLINE, reason, round(min(left_s, BUILD_RETRY_S), 1))
 
     def end_overdue(self) -> None:
         """End generated answers whose deadline has passed and whose worker has not ended them itself (a long step)."""

@@ -20,6 +20,7 @@ from edge_agent.base.units import duration_text
 from edge_agent.core.grammar_bans import barred_reason, has_grammar
 from edge_agent.core.job import MAX_ATTEMPTS, Job, JobState
 from edge_agent.core.model_lifecycle import ModelState
+from edge_agent.core.variant_fallback import FallbackState
 from edge_agent.protocol.worker_messages import (
     AnyEvent,
     GrammarCompiled,
@@ -108,6 +109,8 @@ class WorkerEventHandler:
             last = "" if event.expected_s is None else f"; the last build here took {duration_text(event.expected_s)}"
             what = f"model {served.name!r}: an engine is built for this device, which takes minutes"
             text = f"{what}{meanwhile or why}{last}"
+            if event.expected_s is not None and fallback.state is FallbackState.BUILDING_FIRST:
+                served.lifecycle.expect_load(event.expected_s)
             data = {"model": served.name, "state": "begun", "expected_s": event.expected_s}
             self._context.announce("engine-build", text, data, "info")
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from edge_agent.agent import golden_probes
-from edge_agent.agent.engine_builds import BUILD_BYTES
+from edge_agent.agent.engine_builds import BUILD_BYTES, USUAL_BUILD_S
 from edge_agent.agent.status_builder import model_entry
 from edge_agent.base.errors import BackendError
 from edge_agent.base.limits import GIB, MIB
@@ -104,7 +104,7 @@ def test_requests_without_end_see_one_change_and_no_failure() -> None:
 def test_without_a_fallback_or_memory_for_both_the_engine_is_built_first(others: tuple[Any, ...]) -> None:
     async def scenario(device: Device) -> None:
         device.sensors.set(ram_total=float(GIB), ram_available=400.0 * MIB)
-        await device.ask("1", deadline_s=200.0)
+        await device.ask("1", deadline_s=400.0)
         await later(1.0)
         assert building(device).answered_by is None
         why = "no memory for a build beside onnx/fp32: needs" if others else "the package has no variant"
@@ -115,6 +115,40 @@ def test_without_a_fallback_or_memory_for_both_the_engine_is_built_first(others:
         assert ("judge", True) in answering(device).heard
 
     Device.run(scenario, model(*others), plan=plan())
+
+
+def test_who_cannot_wait_for_a_build_is_told_so_at_once() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("before", deadline_s=20.0)
+        await device.ask("patient", deadline_s=500.0)
+        await tick(device, 1.0)
+        await device.ask("during", deadline_s=20.0)
+        await tick(device, 1.0)
+        device.server.deadlines.look()
+        for name in ("before", "during"):
+            reply = device.transport.reply(name)
+            assert (reply["status"], reply["cause"], reply["retry_after_s"]) == (503, "deadline", 60.0)
+            assert "is compiled for this device first, which is expected to take another" in reply["reason"]
+        await later(BUILD_S)
+        assert device.status("patient") == 200
+        assert await asked(device, "after", deadline_s=20.0) == "fp16"
+
+    Device.run(scenario, model(), plan=plan())
+
+
+def test_a_build_that_is_late_still_tells_who_cannot_wait() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("first", deadline_s=3000.0)
+        await later(USUAL_BUILD_S + 100.0)
+        await device.ask("late", deadline_s=20.0)
+        device.server.deadlines.look()
+        assert device.transport.reply("late")["cause"] == "deadline"
+        await device.ask("patient", deadline_s=200.0)
+        device.server.deadlines.look()
+        await later(150.0)
+        assert device.status("patient") == 200
+
+    Device.run(scenario, model(), plan=Plan(no_engine={ENGINE.digest}, build_s=USUAL_BUILD_S + 200.0))
 
 
 def test_during_a_build_first_other_models_are_loaded() -> None:
