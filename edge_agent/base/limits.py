@@ -148,3 +148,6 @@ assert MESSAGE_BYTES * 16 <= QUEUE_BYTES
 assert LABELS * LABEL_CHARACTERS * 3 * 2 <= MANIFEST_BYTES, "a manifest holds the labels, escaped"
 assert EVENT_BYTES * 16 <= SPOOL_BYTES
 assert PRIORITY_HIGHEST <= PRIORITY_DEFAULT <= PRIORITY_LOWEST
+
+DEVICES_WATCHED = 4096
+"""Devices of one broker that a client keeps the newest messages of: whoever may publish there can name any number."""

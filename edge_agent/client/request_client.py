@@ -25,6 +25,7 @@ import msgspec
 
 from edge_agent.base.causes import Cause
 from edge_agent.base.errors import BrokerError, RequestError
+from edge_agent.base.limits import DEVICES_WATCHED
 from edge_agent.base.units import duration_text
 from edge_agent.client.refusals import DeadlineMissed, DeviceUnavailable, InvalidRequest
 from edge_agent.mqtt.options import MqttOptions
@@ -32,7 +33,7 @@ from edge_agent.mqtt.transport import MqttTransport
 from edge_agent.protocol.encode import whole_expiry_s
 from edge_agent.protocol.envelope import Inbound, LinkChange, LinkListener, Outbound
 from edge_agent.protocol.messages import Models, Reply, Status, StreamChunk
-from edge_agent.protocol.topics import Subscription, Topics
+from edge_agent.protocol.topics import NAME, RESERVED, Subscription, Topics
 
 Kind = Literal["status", "models"]
 """What a client may watch of a device: retained, so that it is there at once."""
@@ -271,6 +272,9 @@ class RequestClient:
 
     @staticmethod
     def _keep(kept: dict[str, T], device: str, message: Inbound, kind: type[T]) -> None:
+        named = NAME.fullmatch(device) and device not in RESERVED
+        if not named or (device not in kept and len(kept) >= DEVICES_WATCHED):
+            return
         try:
             kept[device] = msgspec.json.decode(message.payload, type=kind)
         except UNREADABLE:

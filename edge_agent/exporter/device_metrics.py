@@ -24,6 +24,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from edge_agent.base.causes import Cause
+from edge_agent.base.limits import DEVICES_WATCHED
 from edge_agent.client.request_client import UNREADABLE
 from edge_agent.core.governor import GovernorLevel
 from edge_agent.core.memory_pressure import PressureStage
@@ -36,7 +37,6 @@ KINDS: Mapping[str, type[Status] | type[Info] | type[Telemetry] | type[Event]] =
     "telemetry": Telemetry,
     "event": Event,
 }
-DEVICES = 4096
 MODELS = 64
 """Of a device; of a model its telemetry names at most sixteen adapters."""
 ADAPTERS = 64
@@ -130,7 +130,7 @@ class DeviceMetrics:
             except UNREADABLE:
                 self._unreadable += 1
                 return
-            if device not in self._devices and len(self._devices) >= DEVICES:
+            if device not in self._devices and len(self._devices) >= DEVICES_WATCHED:
                 self._unreadable += 1
                 return
             self._devices.setdefault(device, _Device()).take(body, now_s)

@@ -217,6 +217,20 @@ def test_a_plain_text_is_a_prompt_for_a_generator_also_where_it_does_not_stream(
     assert forms == [{"prompt"}, {"text"}] if told else forms == [{"text"}, {"prompt"}]
 
 
+def test_the_devices_that_are_watched_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever may publish on the broker can name any number."""
+    monkeypatch.setattr(request_client, "DEVICES_WATCHED", 3)
+
+    async def body(edge: AsyncClient, link: ScriptedLink) -> tuple[list[str], list[str]]:
+        for name in ("client", "pi", "no name", "b", "c", "d", "pi"):
+            link.say_models({"tiny": "generate"}, name)
+            link.say_status("boot", name)
+        await asyncio.sleep(0.1)
+        return list(edge.every_model()), list(edge.every_status())
+
+    assert talk(monkeypatch, served(), body)[0] == (["pi", "b", "c"], ["pi", "b", "c"])
+
+
 def test_a_text_in_the_wrong_form_for_an_encoder_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     async def body(edge: AsyncClient, _link: ScriptedLink) -> None:
         with pytest.raises(InvalidRequest):

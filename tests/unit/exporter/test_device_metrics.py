@@ -185,7 +185,7 @@ def test_names_from_elsewhere_are_bounded_and_cannot_break_the_text() -> None:
 
 
 def test_devices_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_metrics, "DEVICES", 3)
+    monkeypatch.setattr(device_metrics, "DEVICES_WATCHED", 3)
     known = DeviceMetrics()
     for number in range(9):
         known.take(f"d{number}", "status", ONLINE, 1.0)
