@@ -47,7 +47,7 @@ def test_a_hog_does_not_lower_the_answered_share_of_modest_clients(priority: int
         assert outcome.statuses[429] + outcome.statuses[503] > 20, "the hog was one"
         assert share > by_themselves - 0.1, f"seed {seed}: {share:.3f} of {by_themselves:.3f}"
         alone, beside = alone + by_themselves, beside + share
-    # On some boards a model is compiled first, and its requests expire meanwhile.
+    # On some boards a model is compiled first, and its requests are refused meanwhile.
     assert alone > 0.7 * HOGGED
     assert beside > 0.99 * alone, (
         f"{beside / HOGGED:.3f} of their requests are answered, {alone / HOGGED:.3f} without it"

@@ -1,4 +1,5 @@
-"""`python -m tests.support.whole --seeds 10000` runs seeds 0 to 9,999; `--seed 17` runs one and tells its story."""
+"""`python -m tests.support.whole --seeds 10000` runs seeds 0 to 9,999; `--seed 17` runs one and tells its story;
+`--hog` prints the answered share of modest clients, alone and beside a client that asks for all it can get."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ import sys
 import time
 from collections import Counter
 
-from tests.support.whole.world import simulate
+from edge_agent.base.limits import PRIORITY_DEFAULT, PRIORITY_HIGHEST
+from tests.support.whole.world import share_beside_a_hog, simulate
 
 
 def main() -> int:
@@ -17,7 +19,10 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=300)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--going", action="store_true", help="go on after a failing seed")
+    parser.add_argument("--hog", action="store_true", help="the share of modest clients, beside a hog and alone")
     options = parser.parse_args()
+    if options.hog:
+        return _hog(range(options.first, options.first + options.seeds))
     if options.seed is not None:
         outcome = simulate(options.seed)
         print(outcome)
@@ -39,6 +44,14 @@ def main() -> int:
     if bad:
         print(f"{len(bad)} failed; python -m tests.support.whole --seed {bad[0]}", file=sys.stderr)
     return 1 if bad else 0
+
+
+def _hog(seeds: range) -> int:
+    kinds = {"alone": None, "beside a hog": PRIORITY_DEFAULT, "beside a hog of the highest priority": PRIORITY_HIGHEST}
+    for words, priority in kinds.items():
+        shares = [share_beside_a_hog(seed, priority)[0] for seed in seeds]
+        print(f"{100 * sum(shares) / len(shares):.1f} % answered {words}", flush=True)
+    return 0
 
 
 if __name__ == "__main__":
