@@ -32,6 +32,7 @@ from edge_agent.base.errors import RequestError, UsageError, brief
 from edge_agent.base.limits import MIB
 from edge_agent.client import (
     AsyncClient,
+    DeviceBusy,
     DeviceUnavailable,
     InvalidRequest,
     RequestCancelled,
@@ -43,6 +44,9 @@ from edge_agent.gateway.openai_form import ChatQuestion, ChunkWriter, HttpError,
 
 BODY_BYTES = 4 * MIB
 """Of a request: 2,048 texts of 2 KiB."""
+BODIES_BYTES = 32 * MIB
+"""Of all requests that are read or answered now: the board's memory is that of its models, too."""
+FULL_S = 1.0
 CONNECTIONS = 256
 """Open at once; more are answered with 503 by uvicorn."""
 STOP_S = 5
@@ -91,6 +95,7 @@ class Gateway:
     def __init__(self, client: AsyncClient, options: GatewayOptions) -> None:
         self._client = client
         self._options = options
+        self._bodies_bytes = 0
 
     def app(self) -> Starlette:
         """The application, for uvicorn."""
@@ -109,12 +114,15 @@ class Gateway:
             denied = self._denied(request)
             if denied is not None:
                 return denied
+            request.state.body_bytes = 0
             try:
                 return await handle(request)
             except RequestError as error:
                 return _response(http_error(error))
             except UsageError as error:
                 return _response(http_error(InvalidRequest(422, Cause.INVALID, str(error))))
+            finally:
+                self._bodies_bytes -= request.state.body_bytes
 
         return answer
 
@@ -137,8 +145,34 @@ class Gateway:
         matches = [hmac.compare_digest(given.strip().encode(), token.encode()) for token in self._options.tokens]
         return kind.lower() == "bearer" and any(matches)
 
+    async def _json(self, request: Request) -> Any:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise InvalidRequest(415, Cause.MALFORMED, "the content type is not application/json")
+        try:
+            data = await asyncio.wait_for(self._body(request), BODY_S)
+        except asyncio.TimeoutError:
+            said = f"the body did not come within {BODY_S:g} s"
+            raise InvalidRequest(400, Cause.MALFORMED, said) from None
+        try:
+            return msgspec.json.decode(data)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise InvalidRequest(400, Cause.MALFORMED, f"the body is not JSON: {error}") from error
+
+    async def _body(self, request: Request) -> bytes:
+        data = bytearray()
+        async for part in request.stream():
+            data += part
+            self._bodies_bytes += len(part)
+            request.state.body_bytes += len(part)
+            if len(data) > BODY_BYTES:
+                raise InvalidRequest(413, Cause.TOO_LARGE, f"the body is larger than {BODY_BYTES:,} bytes")
+            if self._bodies_bytes > BODIES_BYTES:
+                raise DeviceBusy(429, Cause.QUEUE_FULL, "the gateway is full of other requests", FULL_S)
+        return bytes(data)
+
     async def _chat(self, request: Request) -> Response:
-        question = openai_form.chat_question(await _json(request))
+        question = openai_form.chat_question(await self._json(request))
         if question.stream:
             return await self._stream(request, question)
         model, adapter = openai_form.split_model(question.model, self._options.device)
@@ -171,7 +205,7 @@ class Gateway:
         return StreamingResponse(_events(first, parts, writer), media_type="text/event-stream", headers=headers)
 
     async def _embeddings(self, request: Request) -> Response:
-        question = openai_form.embed_question(await _json(request))
+        question = openai_form.embed_question(await self._json(request))
         model, adapter = openai_form.split_model(question.model, self._options.device)
         asked = self._client.embed(
             model,
@@ -295,30 +329,6 @@ class _TimedProtocol(H11Protocol):
 
     def _hang_up(self) -> None:
         self.transport.close()
-
-
-async def _json(request: Request) -> Any:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise InvalidRequest(415, Cause.MALFORMED, "the content type is not application/json")
-    try:
-        data = await asyncio.wait_for(_body(request), BODY_S)
-    except asyncio.TimeoutError:
-        said = f"the body did not come within {BODY_S:g} s"
-        raise InvalidRequest(400, Cause.MALFORMED, said) from None
-    try:
-        return msgspec.json.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest(400, Cause.MALFORMED, f"the body is not JSON: {error}") from error
-
-
-async def _body(request: Request) -> bytes:
-    data = bytearray()
-    async for part in request.stream():
-        data += part
-        if len(data) > BODY_BYTES:
-            raise InvalidRequest(413, Cause.TOO_LARGE, f"the body is larger than {BODY_BYTES:,} bytes")
-    return bytes(data)
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

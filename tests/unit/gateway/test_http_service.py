@@ -14,6 +14,7 @@ from edge_agent.base.errors import UsageError
 from edge_agent.client import Answer, DeviceBusy, DeviceUnavailable, StreamPart
 from edge_agent.protocol.messages import Reply
 from tests.support.needs import need
+from tests.support.virtual_time import settle
 
 need("starlette", "uvicorn", "openai", "httpx")
 
@@ -21,6 +22,7 @@ import httpx  # noqa: E402 - after `need`
 import openai  # noqa: E402
 
 from edge_agent.app.gateway import read_tokens  # noqa: E402
+from edge_agent.gateway import http_service  # noqa: E402
 from edge_agent.gateway.http_service import Gateway, GatewayOptions, is_loopback  # noqa: E402
 
 USAGE = {"prompt_tokens": 1, "cached_tokens": 0, "completion_tokens": 2}
@@ -182,6 +184,28 @@ def test_what_cannot_be_served_is_an_error_in_openais_form(
     found = asked(Device(), body)
     assert found.status_code == status
     assert set(found.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_the_bodies_of_all_requests_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_service, "BODIES_BYTES", 3000)
+    asking = asyncio.Event()
+
+    class Slow(Device):
+        async def ask(self, model: str, question: Any, **options: Any) -> Answer:
+            await asking.wait()
+            return await super().ask(model, question, **options)
+
+    async def body(_client: openai.AsyncOpenAI, http: httpx.AsyncClient) -> list[httpx.Response]:
+        long = {"model": "tiny", "messages": [{"role": "user", "content": "x" * 2000}]}
+        first = asyncio.create_task(http.post("/v1/chat/completions", json=long))
+        await settle()
+        second = await http.post("/v1/chat/completions", json=long)
+        asking.set()
+        return [await first, second, await http.post("/v1/chat/completions", json=long)]
+
+    answered = asked(Slow(), body)
+    assert [one.status_code for one in answered] == [200, 429, 200]
+    assert answered[1].headers["Retry-After"] == "1"
 
 
 def test_a_path_asked_in_another_way_says_how_it_is_asked() -> None:
