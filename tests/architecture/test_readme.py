@@ -138,12 +138,19 @@ def test_the_readme_is_short() -> None:
 FIGURE_ROWS = pages.last_cells(FIGURES.read_text(encoding="utf-8"))
 
 
+def source_of(module: str) -> str:
+    """What `python -m module` runs, of the tools or of the tests."""
+    path = module.replace(".", "/")
+    files = (f"{place}/{path}{end}" for place in ("tools", ".") for end in (".py", "/__main__.py"))
+    return next(ROOT / file for file in files if (ROOT / file).exists()).read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("cell", FIGURE_ROWS)
 def test_every_figure_names_a_command_that_exists(cell: str) -> None:
     (words, *_) = [code.split() for code in pages.inline(cell)] or [[]]
     assert words, f"no command in {cell!r}"
     if words[:2] == ["python", "-m"]:
-        source = (ROOT / "tools" / f"{words[2].replace('.', '/')}.py").read_text(encoding="utf-8")
+        source = source_of(words[2])
         assert "__main__" in source
         assert [word for word in words if word.startswith("--") and f'"{word}"' not in source] == []
     elif words[0] == "systemd-analyze":
