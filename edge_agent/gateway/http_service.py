@@ -95,7 +95,7 @@ class Gateway:
     def __init__(self, client: AsyncClient, options: GatewayOptions) -> None:
         self._client = client
         self._options = options
-        self._bodies_bytes = 0
+        self._bodies_bytes: dict[Request, int] = {}
 
     def app(self) -> Starlette:
         """The application, for uvicorn."""
@@ -114,7 +114,6 @@ class Gateway:
             denied = self._denied(request)
             if denied is not None:
                 return denied
-            request.state.body_bytes = 0
             try:
                 return await handle(request)
             except RequestError as error:
@@ -122,7 +121,7 @@ class Gateway:
             except UsageError as error:
                 return _response(http_error(InvalidRequest(422, Cause.INVALID, str(error))))
             finally:
-                self._bodies_bytes -= request.state.body_bytes
+                self._bodies_bytes.pop(request, None)
 
         return answer
 
@@ -163,11 +162,10 @@ class Gateway:
         data = bytearray()
         async for part in request.stream():
             data += part
-            self._bodies_bytes += len(part)
-            request.state.body_bytes += len(part)
+            self._bodies_bytes[request] = len(data)
             if len(data) > BODY_BYTES:
                 raise InvalidRequest(413, Cause.TOO_LARGE, f"the body is larger than {BODY_BYTES:,} bytes")
-            if self._bodies_bytes > BODIES_BYTES:
+            if sum(self._bodies_bytes.values()) > BODIES_BYTES:
                 raise DeviceBusy(429, Cause.QUEUE_FULL, "the gateway is full of other requests", FULL_S)
         return bytes(data)
 
