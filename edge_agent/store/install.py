@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -106,10 +107,11 @@ class Installer:
         release = verified.release
         if verified.warning:
             log.warning("UNSIGNED PACKAGE %s: %s", package.where, verified.warning)
-        now = statement.Now(context.clock.wall_s(), context.time_trusted(), record.newest_issued_s)
+        floor_s = record.newest_issued_s if _still_signed(record.newest_issued_by, verified.trust) else 0.0
+        now = statement.Now(context.clock.wall_s(), context.time_trusted(), floor_s)
         statement.check_time(release, now)
         mark = record.committed.get(release.line)
-        if mark is not None and verified.warning is None:
+        if mark is not None and verified.warning is None and _still_signed(mark.signers, verified.trust):
             statement.check_counter(release, mark.counter, mark.index)
         if not statement.matches_hardware(release.hardware, context.hardware.names):
             raise PackageError(
@@ -250,6 +252,15 @@ class Installer:
         )
 
 
+def _still_signed(signers: Sequence[str], trust: Trust | None) -> bool:
+    """Whether the keys that signed what was committed would still do. Whoever stole release keys can sign the highest
+    counter and a far issue time; once they are revoked neither may keep genuine releases out (TUF 5.3.11)."""
+    if trust is None or not signers:
+        return True
+    release = trust.root.roles.release
+    return len({*signers} & {*release.keys}) >= release.threshold
+
+
 def newest_trust(root: Path, trust: Trust | None) -> Trust | None:
     """The operator's root, or the newest one in the chain that packages brought. Raises SignatureError for a bad
     link."""
@@ -329,8 +340,12 @@ def _after(record: Record, verified: Verified, trials: tuple[tuple[ModelChange, 
             current=tried, previous=None if before is None else before.current, last_version=change.version.version
         )
     if verified.warning is not None:
-        return Record(models=models, committed=record.committed, newest_issued_s=record.newest_issued_s)
+        return msgspec.structs.replace(record, models=models)
     release = verified.release
-    mark = Committed(counter=release.counter, index=release.index.digest)
-    issued_s = max(record.newest_issued_s, statement.seconds(release.issued_at))
-    return Record(models=models, committed={**record.committed, release.line: mark}, newest_issued_s=issued_s)
+    signers = tuple(sorted(verified.signers))
+    mark = Committed(counter=release.counter, index=release.index.digest, signers=signers)
+    issued_s, issued_by = statement.seconds(release.issued_at), signers
+    if record.newest_issued_s > issued_s and _still_signed(record.newest_issued_by, verified.trust):
+        issued_s, issued_by = record.newest_issued_s, record.newest_issued_by
+    committed = {**record.committed, release.line: mark}
+    return Record(models=models, committed=committed, newest_issued_s=issued_s, newest_issued_by=issued_by)

@@ -256,7 +256,7 @@ class ModelStore:
         return self._blobs.keep_only(kept)
 
     def _write(self, record: Record, models: dict[str, ModelRecord]) -> None:
-        new = Record(models=models, committed=record.committed, newest_issued_s=record.newest_issued_s)
+        new = msgspec.structs.replace(record, models=models)
         self._state.write(new, lambda: self._at("record-written"))
         self._at("switched")
         self._collect()

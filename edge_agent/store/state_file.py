@@ -141,11 +141,16 @@ class ModelRecord(Document, frozen=True, kw_only=True):
         return (self.current,) if self.previous is None else (self.current, self.previous)
 
 
+Signers = Annotated[tuple[str, ...], Meta(max_length=16)]
+"""Ids of release keys; none where an earlier state of the program wrote the file."""
+
+
 class Committed(Document, frozen=True, kw_only=True):
-    """The anti-rollback mark of one product and channel."""
+    """The anti-rollback mark of one product and channel, and the release keys that signed it."""
 
     counter: int
     index: Digest
+    signers: Signers = ()
 
 
 class Record(Document, frozen=True, kw_only=True):
@@ -155,6 +160,7 @@ class Record(Document, frozen=True, kw_only=True):
     models: dict[Name, ModelRecord] = field(default_factory=dict)
     committed: dict[str, Committed] = field(default_factory=dict)
     newest_issued_s: float = 0.0
+    newest_issued_by: Signers = ()
 
     def versions(self) -> tuple[InstalledVersion, ...]:
         """Every installed version of every model."""

@@ -424,6 +424,33 @@ def test_a_rotated_root_stays_and_revokes(tmp_path: Path) -> None:
         ModelStore(root, install_context(trust=first_root)).install(late)
 
 
+def test_a_stolen_keys_highest_counter_ends_with_the_key(tmp_path: Path) -> None:
+    """A fast-forward of counter and issue time, on a board without a clock: while the key is trusted both hold,
+    afterwards they are nobody's, and the next ones hold."""
+    keys = keygen(tmp_path / "keys")
+    first_root, stolen = load_trust(keys.root_file), keys.release_key
+    second = rotate(keys.path, ("release",))
+    far = {"issued_at": "2200-01-01T00:00:00Z", "expires": "2300-01-01T00:00:00Z"}
+    forged = tiny.base_package(tmp_path, counter=2**53, seed=0, **far)
+    before = tiny.base_package(tmp_path, counter=5, seed=5, **far)
+    genuine, older = (tiny.base_package(tmp_path, counter=counter, seed=counter) for counter in (6, 4))
+    late = tiny.base_package(tmp_path, name="late")
+    sign_package(late, [stolen])
+    sign_package(forged, [stolen])
+    sign_package(before, [stolen])
+    sign_package(genuine, [keys.release_key], [second])
+    sign_package(older, [keys.release_key], [second])
+    store = ModelStore(tmp_path / "store", install_context(trust=first_root, time_trusted=lambda: False))
+    assert store.install(forged).changed
+    with pytest.raises(PackageError, match="the release expired at 2030"):
+        store.install(late)
+    with pytest.raises(PackageError, match=r"counter 5 of .* is older than"):
+        store.install(before)
+    assert store.install(genuine).changed
+    with pytest.raises(PackageError, match=r"counter 4 of .* is older than 6"):
+        store.install(older)
+
+
 def test_a_key_beyond_its_product_is_refused_and_nothing_changes(tmp_path: Path) -> None:
     keys = keygen(tmp_path / "keys")
     first_root = load_trust(keys.root_file)
