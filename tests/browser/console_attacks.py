@@ -73,6 +73,9 @@ def test_nothing_that_a_device_says_becomes_more_than_text(window: Window, place
         panel(page, "Events").wait_for()
         teller.say("mallory", "info", info)
         teller.say("mallory", "models", {"models": [entry, {"name": "askable", "task": "classify", "labels": [EVIL]}]})
+        item = {"model": EVIL, "adapter": EVIL, "package": EVIL, "state": EVIL, "reason": EVIL, "next": EVIL}
+        reported = {"version": 1, "state": EVIL, "items": [item], "not_taken": {"reason": EVIL}}
+        teller.say("mallory", "reported", reported)
         teller.say("mallory", "telemetry", report)
         teller.say("mallory", "telemetry", report)
         teller.say(
@@ -81,9 +84,9 @@ def test_nothing_that_a_device_says_becomes_more_than_text(window: Window, place
             {"kind": EVIL, "severity": EVIL, "message": EVIL, "seq": 1, "boot_id": EVIL, "ts": time.time()},
         )
         shown(panel(page, "Events"), "<img src=x onerror=")
-        for name in ("Heat", "Models", "Refusals", "Memory", "About"):
+        for name in ("Heat", "Models", "Refusals", "Memory", "About", "Desired state"):
             shown(panel(page, name), "<img src=x onerror=")
-        for kind in ("status", "info", "models", "telemetry", "event"):
+        for kind in ("status", "info", "models", "reported", "telemetry", "event"):
             for odd in ODD:
                 teller.say("mallory", kind, json.dumps(odd).encode(), retain=False)
                 teller.say(

@@ -46,7 +46,7 @@ def test_trouble_stands_in_front_and_each_is_named(window: Window, place: Place)
     names = {
         "t-fine": "fine", "t-hot": "hot", "t-warm": "warm", "t-short": "memory", "t-refusing": "refusing",
         "t-off": "offline", "t-lost": "lost", "t-jailed": "quarantined", "t-degraded": "degraded",
-        "t-probes": "failing", "t-weak": "throttled",
+        "t-probes": "failing", "t-behind": "behind", "t-weak": "throttled",
     }  # fmt: skip
     flags = {"throttle": messages.Measured(value=5, unit="flags", source="get_throttled")}
     memory = {"stage": "critical", "available_bytes": 1, "reserve_bytes": 1, "outstanding_bytes": 0, "models": {}}
@@ -67,6 +67,16 @@ def test_trouble_stands_in_front_and_each_is_named(window: Window, place: Place)
             teller.say(name, "status", told_devices.status(*states.get(name, ("online", "")), ts=late))
             teller.say(name, "telemetry", told_devices.telemetry(**reports.get(name, {})))  # type: ignore[arg-type]
         teller.say("t-jailed", "models", messages.Models(ts=0.0, boot_id="b", seq=1, models=[MODEL]))
+        pending = {
+            "model": "m",
+            "adapter": "a",
+            "package": "sha256:77",
+            "state": "pending",
+            "since": 1.0,
+            "attempts": 2,
+        }
+        behind = {"version": 7, "state": "pending", "items": [{**pending, "next": "tried again in 40 s"}]}
+        teller.say("t-behind", "reported", behind)
         page.reload()  # the hour-old status comes as a retained one
         card(page, "t-lost").wait_for()
         for name in names:
@@ -75,10 +85,11 @@ def test_trouble_stands_in_front_and_each_is_named(window: Window, place: Place)
             shown(card(page, name).locator(".word"), word)
         order = page.locator("[data-device]").evaluate_all("(all) => all.map((one) => one.dataset.device)")
         ours = [names[name] for name in order if name in names]
-        expected = "offline lost quarantined hot memory degraded failing throttled refusing warm fine"
+        expected = "offline lost quarantined hot memory degraded failing behind throttled refusing warm fine"
         assert ours == expected.split()
         shown(card(page, "t-off"), "power cut")
         shown(card(page, "t-weak"), "under-voltage, throttled")
+        shown(card(page, "t-behind"), "desired state 7 is pending: m + a, tried again in 40 s")
         shown(card(page, "t-refusing"), "7 in one interval: queue-full")
         colours = [card(page, name).locator(".word").evaluate("(one) => getComputedStyle(one).color") for name in
                    ("t-fine", "t-warm", "t-hot", "t-off")]  # fmt: skip
@@ -86,6 +97,12 @@ def test_trouble_stands_in_front_and_each_is_named(window: Window, place: Place)
         has_class(card(page, "t-lost"), "gone")
         page.get_by_role("button", name="1 hot").click()
         assert page.locator("[data-device]").count() == 1
+        page.get_by_role("button", name="1 hot").click()
+        card(page, "t-behind").click()
+        shown(
+            panel(page, "Desired state"),
+            re.compile("version 7: pending.*m \\+ a.*2 attempts.*tried again in 40 s", re.DOTALL),
+        )
 
 
 def test_forty_devices_fit_on_a_screen_and_a_thousand_stay_usable(window: Window, place: Place) -> None:

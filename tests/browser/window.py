@@ -27,6 +27,7 @@ user viewer
 topic read edge/v1/+/status
 topic read edge/v1/+/info
 topic read edge/v1/+/models
+topic read edge/v1/+/reported
 topic read edge/v1/+/telemetry
 topic read edge/v1/+/event
 user operator

@@ -12,6 +12,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from edge_agent.protocol import messages
 
 GIB = 1 << 30
+RETAINED = ("info", "models", "reported", "status")  # the status last: without one a device is forgotten
 
 
 class Teller:
@@ -31,15 +32,15 @@ class Teller:
         self._client.loop_stop()
 
     def say(self, device: str, kind: str, body: object, retain: bool | None = None) -> None:
-        """Publish one message, as a device does: status, info and models are retained. Returns when the broker
+        """Publish one message, as a device does: what is in RETAINED is retained. Returns when the broker
         has it."""
-        kept = kind in {"status", "info", "models"} if retain is None else retain
+        kept = kind in RETAINED if retain is None else retain
         payload = body if isinstance(body, bytes) else msgspec.json.encode(body)
         self._client.publish(f"edge/v1/{device}/{kind}", payload, qos=1, retain=kept).wait_for_publish(10)
 
     def forget(self, device: str) -> None:
         """Remove what the broker retains of a device."""
-        for kind in ("status", "info", "models"):
+        for kind in RETAINED:
             self.say(device, kind, b"")
 
 

@@ -1,7 +1,7 @@
 // What is known of all devices: the last message of each kind, the events and the reports of the last hour. No clock and
 // no connection: the time (milliseconds of the browser) is an argument.
 
-import { decode, isDevice, readEvent, readInfo, readModels, readStatus, readTelemetry, sensor } from "./read.js";
+import { decode, isDevice, readEvent, readInfo, readModels, readReported, readStatus, readTelemetry, sensor } from "./read.js";
 
 export const DEVICES = 5000;
 export const EVENTS = 200;
@@ -13,17 +13,17 @@ const MANY = 50;
 const VERY_MANY = 200;
 const REFUSING_MS = 60_000;
 const THROTTLE = ["under-voltage", "clock capped", "throttled", "soft temperature limit"];
-export const KINDS = ["status", "info", "models", "telemetry", "event"];
+export const KINDS = ["status", "info", "models", "reported", "telemetry", "event"];
 
 // From the worst: what makes a device stand in front.
-export const RANKS = ["offline", "lost", "quarantined", "hot", "memory", "degraded", "failing", "throttled", "refusing",
+export const RANKS = ["offline", "lost", "quarantined", "hot", "memory", "degraded", "failing", "behind", "throttled", "refusing",
   "stale", "warm", "starting", "fine"];
 const BAD = new Set(["offline", "lost", "quarantined", "hot", "memory", "degraded", "failing"]);
 
 class Device {
   constructor(name) {
     this.name = name;
-    this.status = this.info = this.models = this.report = null;
+    this.status = this.info = this.models = this.reported = this.report = null;
     this.heardMs = null;
     this.reportMs = null;
     this.refusedMs = -Infinity;
@@ -74,6 +74,7 @@ export class Fleet {
   _take(device, kind, body, retained, nowMs) {
     if (kind === "info") device.info = readInfo(body);
     else if (kind === "models") device.models = readModels(body);
+    else if (kind === "reported") device.reported = readReported(body);
     else if (kind === "event") this._event(device, readEvent(body), nowMs);
     else if (kind === "status") {
       device.status = readStatus(body);
@@ -169,7 +170,7 @@ export function throttleFlags(report) {
 
 /** What is wrong with a device: [{word, why, bad}], the worst first; one `fine` where nothing is. */
 export function troubles(device, nowMs) {
-  const found = [...presence(device, nowMs), ...ofModels(device), ...ofReport(device, nowMs)];
+  const found = [...presence(device, nowMs), ...ofModels(device), ...ofReported(device), ...ofReport(device, nowMs)];
   if (found.length === 0) found.push({ word: "fine", why: "" });
   found.sort((one, other) => RANKS.indexOf(one.word) - RANKS.indexOf(other.word));
   return found.map((one) => ({ ...one, bad: BAD.has(one.word), gone: one.word === "offline" || one.word === "lost" }));
@@ -190,6 +191,15 @@ function presence(device, nowMs) {
 function ofModels(device) {
   const held = (device.models ?? []).filter((one) => one.reason.startsWith("quarantined"));
   return held.map((one) => ({ word: "quarantined", why: `${one.name}: load it to try again` }));
+}
+
+function ofReported({ reported }) {
+  if (reported === null || reported.state === "" || reported.state === "applied") {
+    return reported?.notTaken ? [{ word: "behind", why: `a desired state was not taken: ${reported.notTaken}` }] : [];
+  }
+  const first = reported.items.find((one) => one.state === reported.state);
+  const what = first === undefined ? "" : `: ${first.name}${first.reason || first.next ? `, ${first.reason || first.next}` : ""}`;
+  return [{ word: "behind", why: `desired state ${reported.version ?? "?"} is ${reported.state}${what}` }];
 }
 
 function ofReport(device, nowMs) {

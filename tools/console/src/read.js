@@ -189,6 +189,25 @@ export function readTelemetry(body) {
   };
 }
 
+/** How far a device is with its desired state: docs/desired.md. */
+export function readReported(body) {
+  const item = (one) => [line(one.model, 80), line(one.adapter, 80)].filter(Boolean).join(" + ");
+  return {
+    version: number(body.version),
+    state: line(body.state, 20),
+    notTaken: isObject(body.not_taken) ? line(body.not_taken.reason) || "no reason was given" : "",
+    items: list(body.items, 128).map(object).map((one) => ({
+      name: item(one),
+      package: line(one.package, 80),
+      state: line(one.state, 20),
+      since: number(one.since),
+      attempts: count(one.attempts),
+      reason: line(one.reason),
+      next: line(one.next),
+    })),
+  };
+}
+
 export function readEvent(body) {
   return {
     id: `${line(body.boot_id, 64)}/${number(body.seq)}`,
