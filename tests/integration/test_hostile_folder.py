@@ -166,7 +166,7 @@ def test_training_in_one_process_and_under_torchrun(hostile, tmp_path, processes
     out_dir, place = tmp_path / "out", write(tmp_path / "base")
     plant(place)
     train(
-        base=resolve([str(place)], tmp_path), train_rows=ROWS, validation_rows=ROWS, labels=LABELS,
+        base=resolve([str(place)], tmp_path), rows=(ROWS, ROWS), labels=LABELS,
         settings=settings(values=values), out_dir=out_dir, progress=Told(),
     )  # fmt: skip
     assert (out_dir / "adapter.safetensors").is_file()

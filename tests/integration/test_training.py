@@ -39,15 +39,15 @@ def base(tmp_path_factory):
     return write(tmp_path_factory.mktemp("base"))
 
 
-def trained(base, out_dir, progress=None, rows=ROWS, validation=ROWS, **values):
+def trained(base, out_dir, progress=None, rows=ROWS, validation=ROWS, checkpoints=None, **values):
     return train(
         base=found(base),
-        train_rows=rows,
-        validation_rows=validation,
+        rows=(rows, validation),
         labels=LABELS,
         settings=settings(values={**QUICK, **values}),
         out_dir=out_dir,
         progress=progress or Told(),
+        checkpoints=checkpoints,
     )
 
 
@@ -233,7 +233,7 @@ def test_what_only_the_worker_can_know_comes_back_as_a_named_error(base, tmp_pat
 def test_rows_that_cannot_be_learnt_are_named_before_anything_starts(base, tmp_path, rows, labels, said):
     with pytest.raises(ConfigError, match=said):
         train(
-            base=found(base), train_rows=rows, validation_rows=ROWS, labels=labels,
+            base=found(base), rows=(rows, ROWS), labels=labels,
             settings=settings(), out_dir=tmp_path, progress=Told(),
         )  # fmt: skip
 
@@ -254,6 +254,48 @@ def test_a_killed_worker_is_told_with_its_log(base, tmp_path):
     with pytest.raises(EdgeError, match=r"signal 9.*train\.log"):
         trained(base, tmp_path, kill, epochs=500)
     assert not (tmp_path / "record.json").exists()
+
+
+class KillingAt(Told):
+    """Kills the worker without a word at an evaluation, counted from 1."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+    def evaluated(self, scores):
+        super().evaluated(scores)
+        if len(self.scores) == self.number:
+            for worker in workers():
+                os.kill(worker.pid, signal.SIGKILL)
+
+
+RESUMED = {
+    "lora": {"rank": 4, "token_dropout": 0.2, "average_decay": 0.9, "first_layer": 2},
+    "full": {"method": "full", "learning_rate": 1e-3, "dropout": 0.1},
+    "pissa": {"method": "pissa", "rank": 4, "learning_rate": 1e-3},
+}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_bytes(base, tmp_path, name):
+    values = {**RESUMED[name], "epochs": 6}
+    whole = trained(base, tmp_path / "whole", **values)
+    kept = tmp_path / "kept"
+    with pytest.raises(EdgeError, match="signal 9"):
+        trained(base, tmp_path / "first", KillingAt(4), checkpoints=kept, **values)
+    told = Told()
+    record = trained(base, tmp_path / "second", told, checkpoints=kept, **values)
+    assert record.done_before == pytest.approx(3 / 6, abs=0.01), "the fourth pass had no checkpoint yet"
+    assert len(told.scores) == 6, "who follows is told of what the first process found, too"
+    for path in (tmp_path / "whole").rglob("*.safetensors"):
+        again = tmp_path / "second" / path.relative_to(tmp_path / "whole")
+        assert path.read_bytes() == again.read_bytes(), path.name
+    assert record.curves == whole.curves and record.best_epoch == whole.best_epoch
+    assert whole.done_before == 0.0 and not list((tmp_path / "whole").glob("checkpoint*"))
+    # A run that had ended but for its result is not trained again.
+    once_more = trained(base, tmp_path / "third", checkpoints=kept, **values)
+    assert once_more.done_before == 1.0 and once_more.curves == whole.curves
 
 
 def test_an_interrupt_ends_the_worker_and_leaves_no_record(base, tmp_path):

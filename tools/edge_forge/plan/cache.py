@@ -2,6 +2,7 @@
 
     BUILD/steps/<step>/<key>/       what a step wrote, with record.json
     BUILD/tmp/                      a step at work; renamed into place when it is whole, removed when it is not
+    BUILD/checkpoints/<step>-<key>  what a training writes to go on from if it is killed; removed with the finished step
     BUILD/lock                      held by the build at work; a second one waits for it
 
 `record.json` holds the parts of the key (to see why a step ran again), the digest and size of every output, the seconds
@@ -35,9 +36,13 @@ from edge_forge.user_state import UserState
 _CHUNK_BYTES = 1 << 20
 _RECORD = "record.json"
 _RECORD_BYTES = 64 << 20
-_FOLDERS = ("steps", "tmp", "packages", "reports", "logs", "keys", "sweeps")
+_FOLDERS = ("steps", "tmp", "checkpoints", "packages", "reports", "logs", "keys", "sweeps")
 UNUSED_DAYS = 14
 """Days after which a result that no build asked for is removed; the next build that needs it makes it again."""
+
+
+class StepEnded(Exception):
+    """A step was ended on purpose and for good: what it would go on from is removed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,9 +173,18 @@ class Cache:
             freed_bytes += sum(path.stat().st_size for path in record.parent.rglob("*") if path.is_file())
             shutil.rmtree(record.parent, ignore_errors=True)
             count += 1
+        for left in self.root.glob("checkpoints/*"):
+            if left.stat().st_mtime < now_s - UNUSED_DAYS * 86400.0:
+                freed_bytes += sum(path.stat().st_size for path in left.rglob("*") if path.is_file())
+                shutil.rmtree(left, ignore_errors=True)
+                count += 1
         if count:
             self._progress.say(f"removed {count} results unused for {UNUSED_DAYS} days ({size(freed_bytes)})")
         return freed_bytes
+
+    def checkpoints(self, folder: Path) -> Path:
+        """Where the step that works in `folder` may keep what it goes on from if it is killed."""
+        return self.root / "checkpoints" / folder.name
 
     def _usual_s(self, step: BuildStep) -> float | None:
         """Seconds that the newest other result of this piece of work took; None where there is none, or less than one.
@@ -222,6 +236,10 @@ class Cache:
             shutil.rmtree(place, ignore_errors=True)
             place.parent.mkdir(parents=True, exist_ok=True)
             folder.rename(place)
+            shutil.rmtree(self.checkpoints(folder), ignore_errors=True)
+        except StepEnded:
+            shutil.rmtree(self.checkpoints(folder), ignore_errors=True)
+            raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         self._progress.say(f"{title}: done in {duration(took_s)}")

@@ -283,17 +283,18 @@ class ClassifierTraining:
 
             signatures = len(lengths(settings.max_tokens)) if self.recipe.quantize.litert else 0
             self.steps.progress.say(foretold(self.work_ahead, host_flops_per_s(), signatures))
+            checkpoints = self.steps.checkpoints(folder)
             phases = Phases(self.steps.progress, "train")
             phases("start", 0.0)  # the worker's first report comes when its libraries are loaded
             try:
                 record = train(
                     base=base,
-                    train_rows=rows.train,
-                    validation_rows=rows.validation,
+                    rows=(rows.train, rows.validation),
                     labels=rows.labels,
                     settings=settings,
                     out_dir=folder / "run",
                     progress=phases,
+                    checkpoints=checkpoints,
                 )
             except EdgeError as error:
                 raise with_log(error, folder / "run" / "train.log", self.steps.cache.root) from error

@@ -253,11 +253,12 @@ class GeneratorTraining:
         def work(folder: Path) -> Mapping[str, Any]:
             from edge_forge.train.generator_job import train
 
+            checkpoints = self.steps.checkpoints(folder)
             phases = Phases(self.steps.progress, "train")
             phases("start", 0.0)  # the worker's first report comes when its libraries are loaded
             place, held = (base.directory, base.base_id), (rows.train, rows.validation)
             try:
-                record = train(place, held, chat, settings, folder / "run", phases)
+                record = train(place, held, chat, settings, folder / "run", phases, checkpoints)
             except EdgeError as error:
                 raise with_log(error, folder / "run" / "train.log", self.steps.cache.root) from error
             finally:

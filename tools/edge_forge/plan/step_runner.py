@@ -59,6 +59,15 @@ class StepRunner:
         self.entries[title or name] = entry
         return entry
 
+    def checkpoints(self, folder: Path) -> Path:
+        """Where the training that works in `folder` keeps its checkpoints; says so where a killed run left some."""
+        found = self.cache.checkpoints(folder)
+        if any(found.glob("checkpoint-*")):
+            self.progress.say(
+                "a training of the same inputs and settings was ended: it goes on from its last checkpoint"
+            )
+        return found
+
     def timings(self) -> list[dict[str, Any]]:
         """The finished steps in order: their titles, seconds, and whether the result was there already."""
         return [

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from edge_agent.base.errors import ConfigError, EdgeError, UsageError
 from edge_forge import commands
 from edge_forge.kinds.api import Kind, TrainingPart
-from edge_forge.plan.cache import Cache, canonical
+from edge_forge.plan.cache import Cache, StepEnded, canonical
 from edge_forge.plan.cost import foretold_trials, host_flops_per_s
 from edge_forge.plan.step_runner import code_version
 from edge_forge.progress import Progress, duration
@@ -37,7 +37,7 @@ _FAILURES = 3
 """So many failed trials, and no other: the fault is not of their values."""
 
 
-class FallenBehind(Exception):
+class FallenBehind(StepEnded):
     """Ends the training of a trial from within its reports."""
 
 

@@ -55,6 +55,10 @@ class LengthBatches(Sampler[int]):
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def set_epoch(self, epoch: int) -> None:
+        """The next pass is this one, counted from 0: Trainer says so, also to a run that is taken up."""
+        self.epoch = epoch
+
     def __iter__(self) -> Iterator[int]:
         random = np.random.default_rng([self.seed, self.epoch])
         self.epoch += 1

@@ -27,13 +27,15 @@ from edge_forge.train.worker_process import Report, follow, serve
 class ClassifierJob:
     """Inputs of a run; `train` and `validation` hold (text or pair, label) rows, `labels` the order of the classes.
 
-    `work_dir` is for working files; the caller removes it, however the worker ends.
+    `work_dir` is for working files; the caller removes it, however the worker ends. `checkpoints` stays where the
+    worker is killed.
     """
 
     base_dir: Path
     base_id: str
     out_dir: Path
     work_dir: Path
+    checkpoints: Path
     labels: tuple[str, ...]
     train: tuple[tuple[Text, str], ...]
     validation: tuple[tuple[Text, str], ...]
@@ -53,6 +55,7 @@ class ClassifierJob:
             base_id=found["base_id"],
             out_dir=Path(found["out_dir"]),
             work_dir=Path(found["work_dir"]),
+            checkpoints=Path(found["checkpoints"]),
             labels=tuple(found["labels"]),
             train=tuple(_row(*row) for row in found["train"]),
             validation=tuple(_row(*row) for row in found["validation"]),
@@ -71,21 +74,22 @@ _WORKER = "edge_forge.train.classifier_job"
 def train(
     *,
     base: Base,
-    train_rows: Sequence[tuple[Text, str]],
-    validation_rows: Sequence[tuple[Text, str]],
+    rows: tuple[Sequence[tuple[Text, str]], Sequence[tuple[Text, str]]],
     labels: Sequence[str],
     settings: TrainSettings,
     out_dir: Path,
     progress: Report,
+    checkpoints: Path | None = None,
 ) -> TrainRecord:
-    """Train on (text, label) rows and write the result into `out_dir`; `progress` is told of each phase and evaluation.
+    """Train on (training, validation) `rows` of (text, label) and write the result into `out_dir`; `progress` is told
+    of each phase and evaluation. A run that was killed goes on from what it left in `checkpoints`, a folder of its own.
 
     Writes adapter.safetensors and peft/ (LoRA) or model.safetensors, head.safetensors, config and tokenizer (full),
     train.log, and record.json last. Raises ConfigError for bad settings, rows or base, EdgeError when the worker
     fails, KeyboardInterrupt after the worker was ended.
     """
     check(settings, "train")
-    _check_rows(train_rows, validation_rows, labels)
+    _check_rows(*rows, labels)
     out_dir = out_dir.resolve()
     out_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".work-", dir=out_dir) as folder:
@@ -94,9 +98,10 @@ def train(
             base_id=base.base_id,
             out_dir=out_dir,
             work_dir=Path(folder),
+            checkpoints=(checkpoints or Path(folder) / "checkpoints").resolve(),
             labels=tuple(labels),
-            train=tuple((text, label) for text, label in train_rows),
-            validation=tuple((text, label) for text, label in validation_rows),
+            train=tuple((text, label) for text, label in rows[0]),
+            validation=tuple((text, label) for text, label in rows[1]),
             settings=settings,
         )
         job.write(Path(folder) / "job.json")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import resource
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -34,8 +33,10 @@ from edge_forge.train import classifier_trainer as loop
 from edge_forge.train import lora as adapters
 from edge_forge.train import step_benchmark as speed
 from edge_forge.train.batches import RowDataset
+from edge_forge.train.checkpoints import BEST, Checkpoints
 from edge_forge.train.frozen_states import KeptStates, TokenizedRows, keep_features, keep_states, tokenize
 from edge_forge.train.record import TrainRecord, peak_bytes
+from edge_forge.train.resumable_trainer import KeptFiles
 from edge_forge.train.settings import TrainSettings
 from edge_forge.train.worker_process import Report
 
@@ -93,7 +94,7 @@ def run(job: ClassifierJob, report: Report) -> TrainRecord:
 
 def _steps(going: _Run) -> TrainRecord:
     job, settings = going.job, going.job.settings
-    method = methods.method(settings.method)
+    method, checkpoints = methods.method(settings.method), Checkpoints(job.checkpoints)
     with going.phase("open"):
         encoder = open_encoder(job.base_dir, settings.dropout)
         going.total_parameters = sum(parameter.numel() for parameter in encoder.model.parameters())
@@ -111,11 +112,13 @@ def _steps(going: _Run) -> TrainRecord:
     adapted = method.apply(encoder.model, names, settings, None)
     model = _model(settings, encoder, data, len(job.labels))
     with going.phase("measure"):
-        choice = speed.choose(model, adapted, data.train, settings)
+        choice = _choice(checkpoints, lambda: speed.choose(model, adapted, data.train, settings))
+        method.choose_forward(adapted, choice.precision)
     with going.phase("train"):
-        trainer = loop.ClassifierTrainer(model, settings, (data.train, data.validation), choice.plan(job.work_dir))
+        kept = KeptFiles(checkpoints, job.work_dir / BEST, (going.start_s, going.start_cpu_s))
+        trainer = loop.ClassifierTrainer(model, settings, (data.train, data.validation), choice.plan, kept)
         trainer.watch(going.report, method.companion(adapted))
-        trainer.train()
+        done_before = trainer.run()
         trainer.take_best()
     chief = bool(trainer.is_world_process_zero())
     with going.phase("save"):
@@ -123,12 +126,19 @@ def _steps(going: _Run) -> TrainRecord:
     data.close()
     record = _record(going, trainer, data, files)
     record = replace(
-        record, choice=choice.as_dict(), first_layer=first_layer, adapter_rank=rank,
+        record, choice=choice.as_dict(), first_layer=first_layer, adapter_rank=rank, done_before=round(done_before, 4),
         adapted_modules=sorted(names) if method.trains_adapter else [],
     )  # fmt: skip
     if chief:
         record.write(job.out_dir / "record.json")
     return record
+
+
+def _choice(checkpoints: Checkpoints, measure: Callable[[], speed.ComputeChoice]) -> speed.ComputeChoice:
+    """How steps are computed: as in the run that is taken up, or as measured now."""
+    choice = speed.ComputeChoice(**checkpoints.choice(lambda: measure().as_dict()))
+    torch.set_num_threads(choice.threads)
+    return choice
 
 
 def _names(method: methods.Method, encoder: Encoder, settings: TrainSettings, first_layer: int) -> Sequence[str]:
@@ -170,7 +180,7 @@ def _model(settings: TrainSettings, encoder: Encoder, data: _Data, labels: int) 
 
 
 def _record(going: _Run, trainer: loop.ClassifierTrainer, data: _Data, files: list[str]) -> TrainRecord:
-    job, usage = going.job, resource.getrusage(resource.RUSAGE_SELF)
+    job = going.job
     curves = trainer.curves
     kept = [part.kept for part in (data.train, data.validation)]
     return TrainRecord(
@@ -179,8 +189,8 @@ def _record(going: _Run, trainer: loop.ClassifierTrainer, data: _Data, files: li
         settings=asdict(job.settings),
         base_id=job.base_id,
         labels=list(job.labels),
-        wall_s=round(time.monotonic() - going.start_s, 3),
-        cpu_s=round(usage.ru_utime + usage.ru_stime - going.start_cpu_s, 3),
+        wall_s=round(trainer.spent_s[0], 3),
+        cpu_s=round(trainer.spent_s[1], 3),
         peak_bytes=peak_bytes(),
         baseline_bytes=going.baseline_bytes,
         trainable_parameters=sum(p.numel() for p in trainer.classifier.parameters() if p.requires_grad),

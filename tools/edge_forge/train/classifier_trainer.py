@@ -1,7 +1,7 @@
 """The training loop: transformers' Trainer with what it lacks on a small machine.
 
 Added to Trainer: batches of near-equal length in random order, a running average of the trained weights that is
-evaluated and kept, the best state on disk instead of a checkpoint folder, and progress as plain events.
+evaluated and kept, the best state on disk, small checkpoints (`resumable_trainer`), and progress as plain events.
 Trainer drives everything else, so `accelerate launch` works unchanged.
 """
 
@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import Sampler
-from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from transformers import EvalPrediction, TrainerCallback, TrainingArguments
 
 from edge_forge.evaluate.classifier_metrics import evaluate
 from edge_forge.train.batches import LengthBatches, RowDataset, collate, split
-from edge_forge.train.methods import restore_trained, save_trained
+from edge_forge.train.methods import METHODS, restore_trained, save_trained
+from edge_forge.train.resumable_trainer import KeptFiles, ResumableTrainer
 from edge_forge.train.settings import TrainSettings
 from edge_forge.train.worker_process import Report
 
@@ -49,6 +49,16 @@ class Average:
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         torch._foreach_lerp_(self._kept, self._live, 1 - decay)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The average, by the place of each parameter."""
+        return {f"{place}": value for place, value in enumerate(self._kept)}
+
+    def take(self, steps: int, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Go on from what `tensors` gave after so many steps."""
+        self.steps = steps
+        for place, value in enumerate(self._kept):
+            value.copy_(tensors[f"{place}"])
 
     @torch.no_grad()
     def swap(self) -> None:
@@ -84,11 +94,10 @@ class Curves:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """How a step is computed: padded tokens at once, precision, and a folder for working files."""
+    """How a step is computed: padded tokens at once, and precision."""
 
     micro_batch_tokens: int
     bf16: bool
-    folder: Path
 
 
 class _Watch(TrainerCallback):
@@ -104,15 +113,22 @@ class _Watch(TrainerCallback):
             self.progress("train", state.global_step / max(1, state.max_steps))
 
 
-class ClassifierTrainer(Trainer):
+class ClassifierTrainer(ResumableTrainer):
     """Trainer over kept states or tokens; see the module's docstring."""
 
     def __init__(
-        self, model: nn.Module, settings: TrainSettings, parts: tuple[RowDataset, RowDataset], plan: StepPlan
+        self,
+        model: nn.Module,
+        settings: TrainSettings,
+        parts: tuple[RowDataset, RowDataset],
+        plan: StepPlan,
+        kept: KeptFiles,
     ) -> None:
         longest = int(parts[1].rows.lengths.max())
-        arguments = _arguments(settings, plan, max(1, _EVALUATION_TOKENS // longest))
+        arguments = _arguments(settings, plan, kept, max(1, _EVALUATION_TOKENS // longest))
         super().__init__(
+            model,
+            kept,
             model=model,
             args=arguments,
             train_dataset=parts[0],
@@ -127,10 +143,6 @@ class ClassifierTrainer(Trainer):
         self.average = Average(model, settings.average_decay)
         self.curves = Curves()
         self._report: Report | None = None
-        self._best_path = plan.folder / "best.safetensors"
-        for callback in list(self.callback_handler.callbacks):
-            if type(callback).__name__ in ("PrinterCallback", "ProgressCallback"):
-                self.remove_callback(callback)
 
     def watch(self, progress: Report, companion: TrainerCallback | None = None) -> None:
         """Report progress to `progress`, and average; with the method's own callback."""
@@ -188,18 +200,35 @@ class ClassifierTrainer(Trainer):
                 "validation_macro_f1": found["eval_macro_f1"],
             }
             if self.curves.better(entry) and self.is_world_process_zero():
-                save_trained(self.classifier, self._best_path)
+                save_trained(self.classifier, self.best_path)
             if self._report is not None:
                 self._report.evaluated(entry)
-            if 0 < self.settings.early_stopping_patience <= self.curves.since_best:
+            if self.is_over():
                 self.control.should_training_stop = True
         finally:
             self.average.swap()
         return found
 
+    def extra(self) -> tuple[Mapping[str, Any], Mapping[str, torch.Tensor]]:
+        """Evaluations, and the running average."""
+        values = {"evaluations": self.curves.evaluations, "best": self.curves.best, "averaged": self.average.steps}
+        return values, self.average.tensors()
+
+    def take_extra(self, values: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take them again, and tell them: who follows a run has not seen those of an earlier process."""
+        if self._report is not None:
+            for entry in values["evaluations"]:
+                self._report.evaluated(entry)
+        self.curves = Curves(list(values["evaluations"]), int(values["best"]))
+        self.average.take(int(values["averaged"]), tensors)
+
+    def is_over(self) -> bool:
+        """Whether none of the last evaluations was better, as the settings bound it."""
+        return 0 < self.settings.early_stopping_patience <= self.curves.since_best
+
     def take_best(self) -> None:
         """Put the best evaluated weights into the model."""
-        restore_trained(self.classifier, self._best_path)
+        restore_trained(self.classifier, self.best_path)
 
 
 def parameter_groups(model: nn.Module, settings: TrainSettings) -> list[dict[str, Any]]:
@@ -219,9 +248,9 @@ def parameter_groups(model: nn.Module, settings: TrainSettings) -> list[dict[str
     return [{"params": found, "lr": rate, "weight_decay": decay} for (rate, decay), found in groups.items()]
 
 
-def _arguments(settings: TrainSettings, plan: StepPlan, evaluation_rows: int) -> TrainingArguments:
+def _arguments(settings: TrainSettings, plan: StepPlan, kept: KeptFiles, evaluation_rows: int) -> TrainingArguments:
     return TrainingArguments(
-        output_dir=str(plan.folder / "trainer"),
+        output_dir=str(kept.checkpoints.folder),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=max(1, settings.batch_size // int(os.environ.get("WORLD_SIZE", "1"))),
         per_device_eval_batch_size=evaluation_rows,
@@ -235,7 +264,8 @@ def _arguments(settings: TrainSettings, plan: StepPlan, evaluation_rows: int) ->
         use_cpu=not torch.cuda.is_available(),
         eval_strategy="epoch",
         logging_strategy="epoch",
-        save_strategy="no",
+        save_strategy="epoch" if METHODS[settings.method].resumes else "no",
+        save_total_limit=2,  # the one before stays until the new one is whole
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,

@@ -21,12 +21,14 @@ from edge_forge.train.worker_process import Report, follow, serve
 
 @dataclass(frozen=True)
 class GeneratorJob:
-    """Inputs of a run. `chat` as in the recipe's task; `work_dir` is for working files, and the caller removes it."""
+    """Inputs of a run. `chat` as in the recipe's task; `work_dir` is for working files, and the caller removes it;
+    `checkpoints` stays where the worker is killed."""
 
     base_dir: Path
     base_id: str
     out_dir: Path
     work_dir: Path
+    checkpoints: Path
     chat: str
     train: tuple[Row, ...]
     validation: tuple[Row, ...]
@@ -46,6 +48,7 @@ class GeneratorJob:
             base_id=found["base_id"],
             out_dir=Path(found["out_dir"]),
             work_dir=Path(found["work_dir"]),
+            checkpoints=Path(found["checkpoints"]),
             chat=found["chat"],
             train=tuple(map(from_json, found["train"])),
             validation=tuple(map(from_json, found["validation"])),
@@ -63,8 +66,10 @@ def train(
     settings: GeneratorSettings,
     out_dir: Path,
     progress: Report,
+    checkpoints: Path | None = None,
 ) -> TrainRecord:
-    """Train on (training, validation) rows from `base` (folder, base_id); write the result into `out_dir`.
+    """Train on (training, validation) rows from `base` (folder, base_id); write the result into `out_dir`. A run that
+    was killed goes on from what it left in `checkpoints`, a folder of its own.
 
     Writes peft/ (LoRA) or model/ (full: a Hugging Face folder with the tokenizer), train.log, and record.json last.
     Raises ConfigError for rows that do not fit, EdgeError when the worker fails.
@@ -73,8 +78,9 @@ def train(
     out_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".work-", dir=out_dir) as folder:
         job = GeneratorJob(
-            base[0].resolve(), base[1], out_dir, Path(folder), chat, tuple(rows[0]), tuple(rows[1]), settings
-        )
+            base[0].resolve(), base[1], out_dir, Path(folder),
+            (checkpoints or Path(folder) / "checkpoints").resolve(), chat, tuple(rows[0]), tuple(rows[1]), settings,
+        )  # fmt: skip
         job.write(Path(folder) / "job.json")
         follow(module_command(_WORKER, str(Path(folder) / "job.json")), out_dir / "train.log", progress)
     return TrainRecord.read(out_dir / "record.json")

@@ -12,24 +12,25 @@ import platform
 import resource
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from edge_agent.base.errors import ConfigError
 from edge_forge.data.chat_tokenizer import ChatTokenizer, PackedRows, pack
 from edge_forge.models.causal_lm import below_names, open_model, target_names
 from edge_forge.train import methods
+from edge_forge.train.checkpoints import BEST, Checkpoints
 from edge_forge.train.generator_settings import GeneratorSettings
 from edge_forge.train.lora import check_finite, check_learned, save_as_lora, save_peft
 from edge_forge.train.record import TrainRecord, peak_bytes
+from edge_forge.train.resumable_trainer import KeptFiles, ResumableTrainer
 from edge_forge.train.worker_process import Report
 
 if TYPE_CHECKING:
@@ -76,11 +77,14 @@ def run(job: GeneratorJob, report: Report) -> TrainRecord:
     with going.phase("pack"):
         packed = _pack(job)
     with going.phase("measure"):
-        precision, measured_ms = measured_precision(model, packed[0], job.settings)
+        checkpoints = Checkpoints(job.checkpoints)
+        chosen = checkpoints.choice(lambda: _measured(model, packed[0], job.settings))
+        precision, measured_ms = chosen["precision"], chosen["measured_ms"]
     with going.phase("train"):
-        trainer = GeneratorTrainer(model, job.settings, packed, job.work_dir, precision == "bf16")
+        kept = KeptFiles(checkpoints, job.work_dir / BEST, (going.start_s, going.start_cpu_s))
+        trainer = GeneratorTrainer(model, job.settings, packed, kept, precision == "bf16")
         trainer.watch(report, method.companion(model))
-        trainer.train()
+        done_before = trainer.run()
         trainer.take_best()
     choice = {
         "precision": precision, "threads": torch.get_num_threads(), "measured_ms": measured_ms,
@@ -89,9 +93,14 @@ def run(job: GeneratorJob, report: Report) -> TrainRecord:
     }  # fmt: skip
     with going.phase("save"):
         _save(job, model)
-    record = replace(_record(going, trainer, model, packed, total), choice=choice)
+    record = replace(_record(going, trainer, model, packed, total), choice=choice, done_before=round(done_before, 4))
     record.write(job.out_dir / "record.json")
     return record
+
+
+def _measured(model: Any, packed: PackedRows, settings: GeneratorSettings) -> dict[str, Any]:
+    precision, measured_ms = measured_precision(model, packed, settings)
+    return {"precision": precision, "measured_ms": measured_ms}
 
 
 def _names(method: methods.Method, model: Any, settings: GeneratorSettings) -> Sequence[str]:
@@ -209,7 +218,7 @@ class _Watch(TrainerCallback):
         self.progress("train", state.global_step / max(1, state.max_steps))
 
 
-class GeneratorTrainer(Trainer):
+class GeneratorTrainer(ResumableTrainer):
     """Trainer that keeps the state with the lowest validation loss, and stops when none was lower for long.
 
     `curves` has an entry per epoch: {epoch, train_loss, validation_loss}, losses in nats per learned token.
@@ -220,24 +229,21 @@ class GeneratorTrainer(Trainer):
         model: nn.Module,
         settings: GeneratorSettings,
         packed: tuple[PackedRows, PackedRows],
-        work_dir: Path,
+        kept: KeptFiles,
         bf16: bool,
     ) -> None:
         super().__init__(
+            model,
+            kept,
             model=model,
-            args=_arguments(settings, work_dir, bf16),
+            args=_arguments(settings, kept, bf16),
             train_dataset=PackedDataset(packed[0]),
             eval_dataset=PackedDataset(packed[1]),
         )
         self.settings = settings
         self.curves: list[dict[str, float]] = []
-        self._learning: nn.Module = model
         self._report: Report | None = None
         self._best = (math.inf, -1)
-        self._best_path = work_dir / "best.safetensors"
-        for callback in list(self.callback_handler.callbacks):
-            if type(callback).__name__ in ("PrinterCallback", "ProgressCallback"):
-                self.remove_callback(callback)
 
     def watch(self, progress: Report, companion: TrainerCallback | None = None) -> None:
         """Report progress to `progress`; with the method's own callback."""
@@ -251,7 +257,7 @@ class GeneratorTrainer(Trainer):
         if self.optimizer is None:
             settings = self.settings
             groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-            for name, parameter in self._learning.named_parameters():
+            for name, parameter in self.learning.named_parameters():
                 if parameter.requires_grad:
                     rate = settings.learning_rate * (settings.lora_plus_ratio if ".lora_B." in name else 1.0)
                     decay = settings.weight_decay if parameter.ndim > 1 else 0.0
@@ -268,22 +274,37 @@ class GeneratorTrainer(Trainer):
         self.curves.append({"epoch": float(self.state.epoch or 0.0), "train_loss": train, "validation_loss": loss})
         if loss < self._best[0]:
             self._best = (loss, len(self.curves) - 1)
-            methods.save_trained(self._learning, self._best_path)
+            methods.save_trained(self.learning, self.best_path)
         if self._report is not None:
             self._report.evaluated(self.curves[-1])
-        if 0 < self.settings.early_stopping_patience <= len(self.curves) - 1 - self._best[1]:
+        if self.is_over():
             self.control.should_training_stop = True
         return found
 
+    def extra(self) -> tuple[Mapping[str, Any], Mapping[str, torch.Tensor]]:
+        """Evaluations, and which was best."""
+        return {"curves": self.curves, "best": list(self._best)}, {}
+
+    def take_extra(self, values: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take them again, and tell them: who follows a run has not seen those of an earlier process."""
+        if self._report is not None:
+            for entry in values["curves"]:
+                self._report.evaluated(entry)
+        self.curves, self._best = list(values["curves"]), (float(values["best"][0]), int(values["best"][1]))
+
+    def is_over(self) -> bool:
+        """Whether none of the last evaluations was better, as the settings bound it."""
+        return 0 < self.settings.early_stopping_patience <= len(self.curves) - 1 - self._best[1]
+
     def take_best(self) -> None:
         """Put the best evaluated weights into the model."""
-        methods.restore_trained(self._learning, self._best_path)
+        methods.restore_trained(self.learning, self.best_path)
 
 
-def _arguments(settings: GeneratorSettings, work_dir: Path, bf16: bool) -> TrainingArguments:
+def _arguments(settings: GeneratorSettings, kept: KeptFiles, bf16: bool) -> TrainingArguments:
     at_once = min(settings.rows_at_once, settings.batch_size)
     return TrainingArguments(
-        output_dir=str(work_dir / "trainer"),
+        output_dir=str(kept.checkpoints.folder),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=at_once,
         per_device_eval_batch_size=at_once,
@@ -298,7 +319,8 @@ def _arguments(settings: GeneratorSettings, work_dir: Path, bf16: bool) -> Train
         use_cpu=not torch.cuda.is_available(),
         eval_strategy="epoch",
         logging_strategy="epoch",
-        save_strategy="no",
+        save_strategy="epoch" if methods.METHODS[settings.method].resumes else "no",
+        save_total_limit=2,  # the one before stays until the new one is whole
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,

@@ -81,6 +81,8 @@ class Method:
     """Lets the trained model compute in the way that is fastest at a precision ('fp32' or 'bf16')."""
     companion: Callable[[Any], Any] = _alone
     """The trained model -> a callback of transformers' Trainer that the method needs, or None."""
+    resumes: bool = True
+    """Whether a run that was killed goes on from a checkpoint; else it begins anew."""
     no_generator: str = ""
     """Why a generator cannot be trained by it; '' where it can."""
 
@@ -228,6 +230,7 @@ _OTHERS = (
         "adalora", "AdaLoRA", INSERTED, _ATTACHED, _LORA,
         "B diag(E) A: E and the scale folded into A and B, ranks that were dropped left out", _apply_adalora,
         step=2.0, merge=_merge_peft, pairs=_adalora_pairs, companion=_rank_schedule,
+        resumes=False,  # peft writes no importance of ranks
     ),
     Method(
         "pissa", "PiSSA", INSERTED, _ATTACHED, _LORA,

@@ -12,6 +12,9 @@ from typing import Any
 class TrainRecord:
     """Everything measured in one training run; written as record.json, last.
 
+    Of a run that was taken up, times count those before up to the checkpoint; `done_before` is their share of the
+    steps, and memory and the first phases are those of the last process.
+
     Memory is the worker process's own high-water mark: `peak_bytes` in all, `baseline_bytes` after the
     imports and before the base was opened. `cpu_s` is user plus system time of all its threads.
     """
@@ -48,6 +51,8 @@ class TrainRecord:
     choice: dict[str, Any] = field(default_factory=dict)
     # Lowest adapted (or trained) layer, counted from the embeddings.
     first_layer: int = 0
+    # Share of the steps that runs before had done, which were killed.
+    done_before: float = 0.0
     # Rank that the adapter needs of a bank; 0 where the result has no such form.
     adapter_rank: int = 0
 

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,9 +47,10 @@ class ComputeChoice:
     micro_batch_tokens: int
     measured_ms: dict[str, float]
 
-    def plan(self, folder: Path) -> StepPlan:
+    @property
+    def plan(self) -> StepPlan:
         """The same for the loop."""
-        return StepPlan(self.micro_batch_tokens, self.precision == "bf16", folder)
+        return StepPlan(self.micro_batch_tokens, self.precision == "bf16")
 
     def as_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
