@@ -16,9 +16,11 @@ from edge_agent.base.errors import ConfigError, EdgeError
 from edge_forge.evaluate.classifier_metrics import evaluate
 from edge_forge.evaluate.predict import predict, predict_with_features
 from edge_forge.models import bases
+from edge_forge.train.checkpoints import RunFolders
 from edge_forge.train.classifier_job import train
 from edge_forge.train.record import TrainRecord
 from edge_forge.train.settings import settings
+from tests.support.needs import need
 from tests.support.tiny_base import LABELS, ROWS, Told, write
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")]
@@ -39,7 +41,7 @@ def base(tmp_path_factory):
     return write(tmp_path_factory.mktemp("base"))
 
 
-def trained(base, out_dir, progress=None, rows=ROWS, validation=ROWS, checkpoints=None, **values):
+def trained(base, out_dir, progress=None, rows=ROWS, validation=ROWS, folders=None, **values):
     return train(
         base=found(base),
         rows=(rows, validation),
@@ -47,7 +49,7 @@ def trained(base, out_dir, progress=None, rows=ROWS, validation=ROWS, checkpoint
         settings=settings(values={**QUICK, **values}),
         out_dir=out_dir,
         progress=progress or Told(),
-        checkpoints=checkpoints,
+        folders=folders,
     )
 
 
@@ -281,11 +283,11 @@ RESUMED = {
 def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_bytes(base, tmp_path, name):
     values = {**RESUMED[name], "epochs": 6}
     whole = trained(base, tmp_path / "whole", **values)
-    kept = tmp_path / "kept"
+    kept = RunFolders(tmp_path / "kept", tmp_path / "reports")
     with pytest.raises(EdgeError, match="signal 9"):
-        trained(base, tmp_path / "first", KillingAt(4), checkpoints=kept, **values)
+        trained(base, tmp_path / "first", KillingAt(4), folders=kept, **values)
     told = Told()
-    record = trained(base, tmp_path / "second", told, checkpoints=kept, **values)
+    record = trained(base, tmp_path / "second", told, folders=kept, **values)
     assert record.done_before == pytest.approx(3 / 6, abs=0.01), "the fourth pass had no checkpoint yet"
     assert len(told.scores) == 6, "who follows is told of what the first process found, too"
     for path in (tmp_path / "whole").rglob("*.safetensors"):
@@ -294,7 +296,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_bytes(base, tmp_pa
     assert record.curves == whole.curves and record.best_epoch == whole.best_epoch
     assert whole.done_before == 0.0 and not list((tmp_path / "whole").glob("checkpoint*"))
     # A run that had ended but for its result is not trained again.
-    once_more = trained(base, tmp_path / "third", checkpoints=kept, **values)
+    once_more = trained(base, tmp_path / "third", folders=kept, **values)
     assert once_more.done_before == 1.0 and once_more.curves == whole.curves
 
 
@@ -310,8 +312,27 @@ def test_an_interrupt_ends_the_worker_and_leaves_no_record(base, tmp_path):
     assert not (tmp_path / "record.json").exists() and not list(tmp_path.glob(".work-*"))
 
 
-def test_two_processes_train_one_adapter(base, tmp_path):
-    record = trained(base, tmp_path, processes=2, epochs=10, first_layer=2)
+def test_trainer_reports_where_the_recipe_says(base, tmp_path):
+    need("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folders = RunFolders(tmp_path / "kept", tmp_path / "reports")
+    record = trained(base, tmp_path / "run", folders=folders, epochs=3, report_to=("tensorboard",))
+    told = EventAccumulator(str(folders.reports))
+    told.Reload()
+    scores = [event.value for event in told.Scalars("eval/accuracy")]
+    assert scores == pytest.approx([one["validation_accuracy"] for one in record.curves], abs=1e-5)
+
+
+def test_two_processes_train_one_adapter_and_go_on_after_a_kill(base, tmp_path):
+    """Under `accelerate launch`, by gloo."""
+    values = {"processes": 2, "epochs": 10, "first_layer": 2}
+    folders = RunFolders(tmp_path / "kept", tmp_path / "reports")
+    with pytest.raises(EdgeError):
+        trained(base, tmp_path / "first", KillingAt(6), folders=folders, **values)
+    tmp_path = tmp_path / "second"
+    record = trained(base, tmp_path, folders=folders, **values)
+    assert record.done_before == pytest.approx(0.5, abs=0.11)
     assert record.processes == 2
     assert record.curves[-1]["train_loss"] < record.curves[0]["train_loss"]
     assert (tmp_path / "adapter.safetensors").is_file()

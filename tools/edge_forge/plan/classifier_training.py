@@ -276,14 +276,14 @@ class ClassifierTraining:
             "base": base.base_id, "tokenizer": self.tokenizer_digest,
             **self.data_step.digests("train.jsonl", "validation.jsonl"),
         }  # fmt: skip
-        key = {"labels": list(rows.labels), **dataclasses.asdict(settings)}
+        key = {"labels": list(rows.labels), **dataclasses.asdict(settings), "report_to": []}
 
         def work(folder: Path) -> Mapping[str, Any]:
             from edge_forge.train.classifier_job import train
 
             signatures = len(lengths(settings.max_tokens)) if self.recipe.quantize.litert else 0
             self.steps.progress.say(foretold(self.work_ahead, host_flops_per_s(), signatures))
-            checkpoints = self.steps.checkpoints(folder)
+            folders = self.steps.run_folders(folder)
             phases = Phases(self.steps.progress, "train")
             phases("start", 0.0)  # the worker's first report comes when its libraries are loaded
             try:
@@ -294,7 +294,7 @@ class ClassifierTraining:
                     settings=settings,
                     out_dir=folder / "run",
                     progress=phases,
-                    checkpoints=checkpoints,
+                    folders=folders,
                 )
             except EdgeError as error:
                 raise with_log(error, folder / "run" / "train.log", self.steps.cache.root) from error

@@ -253,19 +253,21 @@ class GeneratorTraining:
         def work(folder: Path) -> Mapping[str, Any]:
             from edge_forge.train.generator_job import train
 
-            checkpoints = self.steps.checkpoints(folder)
+            folders = self.steps.run_folders(folder)
             phases = Phases(self.steps.progress, "train")
             phases("start", 0.0)  # the worker's first report comes when its libraries are loaded
             place, held = (base.directory, base.base_id), (rows.train, rows.validation)
             try:
-                record = train(place, held, chat, settings, folder / "run", phases, checkpoints)
+                record = train(place, held, chat, settings, folder / "run", phases, folders)
             except EdgeError as error:
                 raise with_log(error, folder / "run" / "train.log", self.steps.cache.root) from error
             finally:
                 phases.done()
             return dataclasses.asdict(record)
 
-        return self.steps.run("generate-train", inputs, {"chat": chat, **dataclasses.asdict(settings)}, work, "train")
+        return self.steps.run(
+            "generate-train", inputs, {"chat": chat, **dataclasses.asdict(settings), "report_to": []}, work, "train"
+        )
 
     @property
     def work_ahead(self) -> TrainingWork:

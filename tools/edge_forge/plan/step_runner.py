@@ -22,6 +22,7 @@ from typing import Any
 from edge_agent.base.errors import ConfigError, EdgeError
 from edge_forge.plan.cache import BuildStep, Cache, StepResult, file_digest
 from edge_forge.progress import Progress
+from edge_forge.train.checkpoints import RunFolders
 
 Code = Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
 """By step: its entry modules, and the distributions whose versions change its result."""
@@ -59,14 +60,14 @@ class StepRunner:
         self.entries[title or name] = entry
         return entry
 
-    def checkpoints(self, folder: Path) -> Path:
-        """Where the training that works in `folder` keeps its checkpoints; says so where a killed run left some."""
+    def run_folders(self, folder: Path) -> RunFolders:
+        """What outlasts the training that works in `folder`; says so where a killed run left checkpoints."""
         found = self.cache.checkpoints(folder)
         if any(found.glob("checkpoint-*")):
             self.progress.say(
                 "a training of the same inputs and settings was ended: it goes on from its last checkpoint"
             )
-        return found
+        return RunFolders(found.absolute(), (self.cache.root / "logs" / folder.name).absolute())
 
     def timings(self) -> list[dict[str, Any]]:
         """The finished steps in order: their titles, seconds, and whether the result was there already."""

@@ -160,7 +160,7 @@ class ClassifierRecipe(CommonRecipe, frozen=True, kw_only=True, forbid_unknown_f
 # The keys of TrainSettings that say what is adapted; the others say how it is optimised and stand in [train].
 METHOD_KEYS = ("rank", "alpha", "targets", "first_layer", "frozen_share", "lora_plus_ratio")
 # Keys of [train] that are no choice of values for one method.
-_OF_EVERY_METHOD = ("epochs", "seed", "threads", "precision", "processes", "class_weights")
+_OF_EVERY_METHOD = ("epochs", "seed", "threads", "precision", "processes", "report_to", "class_weights")
 _TABLES: Mapping[str, tuple[str, ...]] = {
     "method": ("name", "preset", *METHOD_KEYS),
     "train": tuple(

@@ -17,7 +17,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from edge_forge.plan.cache import canonical, describe, write_json
 from edge_forge.user_state import UserState
@@ -28,6 +28,13 @@ EXTRA_TENSORS: Final = "extra.safetensors"
 EXTRA: Final = "extra.json"
 _SEAL = "seal.json"
 _SEAL_BYTES = 1 << 20
+
+
+class RunFolders(NamedTuple):
+    """Folders that outlast a training process: its checkpoints, and what it reports elsewhere."""
+
+    checkpoints: Path
+    reports: Path
 
 
 class Checkpoints:

@@ -14,20 +14,20 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from edge_agent.base import child_python, errors
-from edge_agent.base.child_python import module_command
+from edge_agent.base import errors
 from edge_agent.base.texts import Text
 from edge_forge.models.bases import Base
+from edge_forge.train.checkpoints import RunFolders
 from edge_forge.train.record import TrainRecord
 from edge_forge.train.settings import TrainSettings, check
-from edge_forge.train.worker_process import Report, follow, serve
+from edge_forge.train.worker_process import Report, follow, launched, serve
 
 
 @dataclass(frozen=True)
 class ClassifierJob:
     """Inputs of a run; `train` and `validation` hold (text or pair, label) rows, `labels` the order of the classes.
 
-    `work_dir` is for working files; the caller removes it, however the worker ends. `checkpoints` stays where the
+    `work_dir` is for working files; the caller removes it, however the worker ends. `folders` stay where the
     worker is killed.
     """
 
@@ -35,7 +35,7 @@ class ClassifierJob:
     base_id: str
     out_dir: Path
     work_dir: Path
-    checkpoints: Path
+    folders: RunFolders
     labels: tuple[str, ...]
     train: tuple[tuple[Text, str], ...]
     validation: tuple[tuple[Text, str], ...]
@@ -49,13 +49,13 @@ class ClassifierJob:
     def read(path: Path) -> ClassifierJob:
         """Read what `write` wrote."""
         found = json.loads(path.read_text(encoding="utf-8"))
-        settings = {**found["settings"], "targets": tuple(found["settings"]["targets"])}
+        settings = {**found["settings"], **{key: tuple(found["settings"][key]) for key in ("targets", "report_to")}}
         return ClassifierJob(
             base_dir=Path(found["base_dir"]),
             base_id=found["base_id"],
             out_dir=Path(found["out_dir"]),
             work_dir=Path(found["work_dir"]),
-            checkpoints=Path(found["checkpoints"]),
+            folders=RunFolders(*map(Path, found["folders"])),
             labels=tuple(found["labels"]),
             train=tuple(_row(*row) for row in found["train"]),
             validation=tuple(_row(*row) for row in found["validation"]),
@@ -79,10 +79,10 @@ def train(
     settings: TrainSettings,
     out_dir: Path,
     progress: Report,
-    checkpoints: Path | None = None,
+    folders: RunFolders | None = None,
 ) -> TrainRecord:
     """Train on (training, validation) `rows` of (text, label) and write the result into `out_dir`; `progress` is told
-    of each phase and evaluation. A run that was killed goes on from what it left in `checkpoints`, a folder of its own.
+    of each phase and evaluation. A run that was killed goes on from what it left in `folders`, which are its own.
 
     Writes adapter.safetensors and peft/ (LoRA) or model.safetensors, head.safetensors, config and tokenizer (full),
     train.log, and record.json last. Raises ConfigError for bad settings, rows or base, EdgeError when the worker
@@ -98,23 +98,15 @@ def train(
             base_id=base.base_id,
             out_dir=out_dir,
             work_dir=Path(folder),
-            checkpoints=(checkpoints or Path(folder) / "checkpoints").resolve(),
+            folders=folders or RunFolders(Path(folder) / "checkpoints", Path(folder) / "reports"),
             labels=tuple(labels),
             train=tuple((text, label) for text, label in rows[0]),
             validation=tuple((text, label) for text, label in rows[1]),
             settings=settings,
         )
         job.write(Path(folder) / "job.json")
-        follow(_command(settings, str(Path(folder) / "job.json")), out_dir / "train.log", progress)
+        follow(launched(_WORKER, settings.processes, str(Path(folder) / "job.json")), out_dir / "train.log", progress)
     return TrainRecord.read(out_dir / "record.json")
-
-
-def _command(settings: TrainSettings, job: str) -> list[str]:
-    """One process, or torchrun, which `accelerate` (and so Trainer) finds itself under, on CPUs as on GPUs."""
-    if settings.processes == 1:
-        return module_command(_WORKER, job)
-    counts = ["--standalone", f"--nproc_per_node={settings.processes}"]
-    return module_command("torch.distributed.run", *counts, child_python.__file__, _WORKER, job)
 
 
 def _check_rows(

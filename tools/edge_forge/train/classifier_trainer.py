@@ -266,7 +266,7 @@ def _arguments(settings: TrainSettings, plan: StepPlan, kept: KeptFiles, evaluat
         logging_strategy="epoch",
         save_strategy="epoch" if METHODS[settings.method].resumes else "no",
         save_total_limit=2,  # the one before stays until the new one is whole
-        report_to=[],
+        report_to=list(settings.report_to),
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_num_workers=0,

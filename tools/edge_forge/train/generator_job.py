@@ -12,23 +12,23 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from edge_agent.base.child_python import module_command
 from edge_forge.data.generator_rows import Row, as_json, from_json
+from edge_forge.train.checkpoints import RunFolders
 from edge_forge.train.generator_settings import GeneratorSettings
 from edge_forge.train.record import TrainRecord
-from edge_forge.train.worker_process import Report, follow, serve
+from edge_forge.train.worker_process import Report, follow, launched, serve
 
 
 @dataclass(frozen=True)
 class GeneratorJob:
     """Inputs of a run. `chat` as in the recipe's task; `work_dir` is for working files, and the caller removes it;
-    `checkpoints` stays where the worker is killed."""
+    `folders` stay where the worker is killed."""
 
     base_dir: Path
     base_id: str
     out_dir: Path
     work_dir: Path
-    checkpoints: Path
+    folders: RunFolders
     chat: str
     train: tuple[Row, ...]
     validation: tuple[Row, ...]
@@ -48,11 +48,13 @@ class GeneratorJob:
             base_id=found["base_id"],
             out_dir=Path(found["out_dir"]),
             work_dir=Path(found["work_dir"]),
-            checkpoints=Path(found["checkpoints"]),
+            folders=RunFolders(*map(Path, found["folders"])),
             chat=found["chat"],
             train=tuple(map(from_json, found["train"])),
             validation=tuple(map(from_json, found["validation"])),
-            settings=GeneratorSettings(**{**found["settings"], "targets": tuple(found["settings"]["targets"])}),
+            settings=GeneratorSettings(
+                **{**found["settings"], **{key: tuple(found["settings"][key]) for key in ("targets", "report_to")}}
+            ),
         )
 
 
@@ -66,10 +68,10 @@ def train(
     settings: GeneratorSettings,
     out_dir: Path,
     progress: Report,
-    checkpoints: Path | None = None,
+    folders: RunFolders | None = None,
 ) -> TrainRecord:
     """Train on (training, validation) rows from `base` (folder, base_id); write the result into `out_dir`. A run that
-    was killed goes on from what it left in `checkpoints`, a folder of its own.
+    was killed goes on from what it left in `folders`, which are its own.
 
     Writes peft/ (LoRA) or model/ (full: a Hugging Face folder with the tokenizer), train.log, and record.json last.
     Raises ConfigError for rows that do not fit, EdgeError when the worker fails.
@@ -77,12 +79,11 @@ def train(
     out_dir = out_dir.resolve()
     out_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".work-", dir=out_dir) as folder:
-        job = GeneratorJob(
-            base[0].resolve(), base[1], out_dir, Path(folder),
-            (checkpoints or Path(folder) / "checkpoints").resolve(), chat, tuple(rows[0]), tuple(rows[1]), settings,
-        )  # fmt: skip
+        beside = folders or RunFolders(Path(folder) / "checkpoints", Path(folder) / "reports")
+        held = tuple(rows[0]), tuple(rows[1])
+        job = GeneratorJob(base[0].resolve(), base[1], out_dir, Path(folder), beside, chat, *held, settings)
         job.write(Path(folder) / "job.json")
-        follow(module_command(_WORKER, str(Path(folder) / "job.json")), out_dir / "train.log", progress)
+        follow(launched(_WORKER, settings.processes, str(Path(folder) / "job.json")), out_dir / "train.log", progress)
     return TrainRecord.read(out_dir / "record.json")
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
+import os
 import platform
-import resource
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +30,7 @@ from edge_forge.train.checkpoints import BEST, Checkpoints
 from edge_forge.train.generator_settings import GeneratorSettings
 from edge_forge.train.lora import check_finite, check_learned, save_as_lora, save_peft
 from edge_forge.train.record import TrainRecord, peak_bytes
-from edge_forge.train.resumable_trainer import KeptFiles, ResumableTrainer
+from edge_forge.train.resumable_trainer import KeptFiles, ResumableTrainer, report_below
 from edge_forge.train.worker_process import Report
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class _Run:
 
 def run(job: GeneratorJob, report: Report) -> TrainRecord:
     """Train as `job` says and write its result into `job.out_dir`; the record is the last file written."""
+    report_below(job.folders.reports)
     torch.manual_seed(job.settings.seed)
     if job.settings.threads:
         torch.set_num_threads(job.settings.threads)
@@ -77,7 +78,7 @@ def run(job: GeneratorJob, report: Report) -> TrainRecord:
     with going.phase("pack"):
         packed = _pack(job)
     with going.phase("measure"):
-        checkpoints = Checkpoints(job.checkpoints)
+        checkpoints = Checkpoints(job.folders.checkpoints)
         chosen = checkpoints.choice(lambda: _measured(model, packed[0], job.settings))
         precision, measured_ms = chosen["precision"], chosen["measured_ms"]
     with going.phase("train"):
@@ -91,10 +92,13 @@ def run(job: GeneratorJob, report: Report) -> TrainRecord:
         "packed_rows": len(packed[0].ids),
         "tokens_per_s": round(_tokens(trainer, packed[0]) / max(going.phases_s["train"], 1e-9), 1),
     }  # fmt: skip
+    chief = bool(trainer.is_world_process_zero())
     with going.phase("save"):
-        _save(job, model)
+        if chief:
+            _save(job, model)
     record = replace(_record(going, trainer, model, packed, total), choice=choice, done_before=round(done_before, 4))
-    record.write(job.out_dir / "record.json")
+    if chief:
+        record.write(job.out_dir / "record.json")
     return record
 
 
@@ -150,7 +154,7 @@ def _tokens(trainer: Any, packed: PackedRows) -> float:
 
 
 def _record(going: _Run, trainer: Any, model: Any, packed: tuple[PackedRows, PackedRows], total: int) -> TrainRecord:
-    job, usage, settings = going.job, resource.getrusage(resource.RUSAGE_SELF), going.job.settings
+    job, settings = going.job, going.job.settings
     learned = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     curves = trainer.curves
     best = min(range(len(curves)), key=lambda place: curves[place]["validation_loss"]) if curves else None
@@ -160,8 +164,8 @@ def _record(going: _Run, trainer: Any, model: Any, packed: tuple[PackedRows, Pac
         settings=asdict(settings),
         base_id=job.base_id,
         labels=[],
-        wall_s=round(time.monotonic() - going.start_s, 3),
-        cpu_s=round(usage.ru_utime + usage.ru_stime - going.start_cpu_s, 3),
+        wall_s=round(trainer.spent_s[0], 3),
+        cpu_s=round(trainer.spent_s[1], 3),
         peak_bytes=peak_bytes(),
         baseline_bytes=going.baseline_bytes,
         trainable_parameters=sum(one.numel() for one in model.parameters() if one.requires_grad),
@@ -180,6 +184,7 @@ def _record(going: _Run, trainer: Any, model: Any, packed: tuple[PackedRows, Pac
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in _PACKAGES},
         },
+        processes=int(trainer.args.world_size),
         gpu_peak_bytes=int(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else 0,
         files=sorted(
             str(path.relative_to(job.out_dir))
@@ -274,6 +279,7 @@ class GeneratorTrainer(ResumableTrainer):
         self.curves.append({"epoch": float(self.state.epoch or 0.0), "train_loss": train, "validation_loss": loss})
         if loss < self._best[0]:
             self._best = (loss, len(self.curves) - 1)
+        if self._best[1] == len(self.curves) - 1 and self.is_world_process_zero():
             methods.save_trained(self.learning, self.best_path)
         if self._report is not None:
             self._report.evaluated(self.curves[-1])
@@ -302,13 +308,14 @@ class GeneratorTrainer(ResumableTrainer):
 
 
 def _arguments(settings: GeneratorSettings, kept: KeptFiles, bf16: bool) -> TrainingArguments:
-    at_once = min(settings.rows_at_once, settings.batch_size)
+    share = max(1, settings.batch_size // int(os.environ.get("WORLD_SIZE", "1")))
+    at_once = min(settings.rows_at_once, share)
     return TrainingArguments(
         output_dir=str(kept.checkpoints.folder),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=at_once,
         per_device_eval_batch_size=at_once,
-        gradient_accumulation_steps=max(1, settings.batch_size // at_once),
+        gradient_accumulation_steps=max(1, share // at_once),
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.schedule if settings.schedule != "constant" else "constant_with_warmup",
         warmup_steps=settings.warmup_fraction,
@@ -321,7 +328,7 @@ def _arguments(settings: GeneratorSettings, kept: KeptFiles, bf16: bool) -> Trai
         logging_strategy="epoch",
         save_strategy="epoch" if methods.METHODS[settings.method].resumes else "no",
         save_total_limit=2,  # the one before stays until the new one is whole
-        report_to=[],
+        report_to=list(settings.report_to),
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_num_workers=0,

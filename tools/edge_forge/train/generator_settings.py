@@ -40,6 +40,10 @@ class GeneratorSettings:
     precision: str = "auto"
     # Threads of the tensor library; 0 = all cores.
     threads: int = 0
+    # Processes under `accelerate launch` on this machine; 1 = no launcher. Each takes its share of a batch.
+    processes: int = 1
+    # Where transformers' Trainer reports to, beside the record (`train.settings.REPORTERS`).
+    report_to: tuple[str, ...] = ()
     # LoRA: width of the adapter.
     rank: int = 16
     # LoRA: scale numerator; the branch is scaled by alpha / rank (rsLoRA: alpha / sqrt(rank)).

@@ -9,6 +9,7 @@ which Trainer sums from the checkpoint on.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -50,6 +51,11 @@ class _Often(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if args.world_size == 1 and time.monotonic() - self._last_s >= BETWEEN_S:
             control.should_save = True
+
+
+def report_below(folder: Path) -> None:
+    """Where TensorBoard's files go, unless the user's environment says it; a folder of checkpoints is removed."""
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder))
 
 
 class ResumableTrainer(Trainer):
@@ -102,7 +108,7 @@ class ResumableTrainer(Trainer):
         values = json.loads((newest / EXTRA).read_text(encoding="utf-8"))
         self._spent_before = (float(values["spent_s"][0]), float(values["spent_s"][1]))
         self.take_extra(values, load_file(newest / EXTRA_TENSORS))
-        if (newest / BEST).is_file():
+        if (newest / BEST).is_file() and self.is_world_process_zero():
             shutil.copyfile(newest / BEST, self.best_path)
         self.state = TrainerState.load_from_json(str(newest / "trainer_state.json"))
         done = self.state.global_step / max(1, self.state.max_steps)

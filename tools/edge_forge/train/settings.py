@@ -10,6 +10,7 @@ default.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -77,8 +78,10 @@ class TrainSettings:
     precision: str = "auto"
     # Threads of the tensor library; 0 lets the measurement at start choose.
     threads: int = 0
-    # Processes under torchrun (on one machine); 1 = no launcher. `accelerate launch` works in the same way.
+    # Processes under `accelerate launch` on this machine; 1 = no launcher. Each takes its share of a batch.
     processes: int = 1
+    # Where transformers' Trainer reports to, beside the record: names of `REPORTERS`. Changes nothing of the result.
+    report_to: tuple[str, ...] = ()
     # LoRA and its kin: width of the adapter (AdaLoRA: the largest of a module; bottleneck: of the layers inserted).
     rank: int = 16
     # LoRA and its kin: scale numerator; the branch is scaled by alpha / rank (rsLoRA: alpha / sqrt(rank)).
@@ -93,6 +96,12 @@ class TrainSettings:
     # LoRA+: step size of B over that of A (Hayou et al. 2024); 1 = plain LoRA.
     lora_plus_ratio: float = 1.0
 
+
+REPORTERS: Mapping[str, str] = {
+    "tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb", "comet_ml": "comet_ml", "trackio": "trackio",
+    "clearml": "clearml", "neptune": "neptune", "swanlab": "swanlab", "dvclive": "dvclive", "codecarbon": "codecarbon",
+}  # fmt: skip
+"""Names that transformers' Trainer knows, with the module that must be installed."""
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "method": tuple(METHODS),
@@ -168,6 +177,14 @@ def check(settings: DataclassInstance, where: str) -> None:
             f"{where}.consistency",
             "set token_dropout, for example to 0.1",
         )
+    for name in getattr(settings, "report_to", ()):
+        if name not in REPORTERS:
+            raise ConfigError(f"report_to names {name!r}", f"{where}.report_to", f"use {', '.join(REPORTERS)}")
+        if importlib.util.find_spec(REPORTERS[name]) is None:
+            raise ConfigError(
+                f"report_to names {name!r}, which is not installed", f"{where}.report_to",
+                f"pip install {REPORTERS[name].replace('_', '-')}",
+            )  # fmt: skip
     if not getattr(settings, "targets", True):
         raise ConfigError(
             "targets is empty", f"{where}.targets", 'name at least one, for example targets = ["attention"]'

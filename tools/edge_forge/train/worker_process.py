@@ -18,8 +18,8 @@ from pathlib import Path
 from threading import Thread
 from typing import IO, Protocol, TextIO
 
-from edge_agent.base import errors
-from edge_agent.base.child_python import child_environment
+from edge_agent.base import child_python, errors
+from edge_agent.base.child_python import child_environment, module_command
 from edge_agent.base.errors import EdgeError
 
 
@@ -78,6 +78,18 @@ def serve(run: Callable[[Report], object]) -> int:
         events.failed(error)
         return 1
     return 0
+
+
+def launched(worker: str, processes: int, job: str) -> list[str]:
+    """The command of one process, or of several under `accelerate launch` on this machine (CPUs by gloo, or GPUs).
+
+    What the user's own `accelerate config` says is taken, but for the number of processes.
+    """
+    if processes == 1:
+        return module_command(worker, job)
+    counts = ["--multi_gpu", f"--num_processes={processes}", "--num_machines=1", "--main_process_port=0"]
+    usual = ["--mixed_precision=no", "--dynamo_backend=no"]
+    return module_command("accelerate.commands.launch", *counts, *usual, child_python.__file__, worker, job)
 
 
 _TAIL_LINES = 20
