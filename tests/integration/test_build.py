@@ -444,6 +444,35 @@ def test_an_interrupt_leaves_nothing_half_written(built, folder):
     assert not list((folder / "build" / "tmp").iterdir())
 
 
+def kill_in_the_middle(build, *arguments):
+    """Run a verb and kill -9 all its processes once the training has two checkpoints."""
+    with subprocess.Popen(
+        command(*arguments), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment(),
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        while process.poll() is None and len(list(build.glob("checkpoints/*/checkpoint-*/seal.json"))) < 2:
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL, "it was killed before it ended"
+
+
+def test_a_build_that_is_killed_goes_on_to_the_same_bytes(built, folder, tmp_path):
+    overlay = ("--set", "train.epochs=60", "--set", "train.token_dropout=0.2", "--set", "train.average_decay=0.9")
+    whole = json.loads(forge("train", folder, "--build", tmp_path / "whole", *overlay, "--json").stdout)
+    build = tmp_path / "killed"
+    kill_in_the_middle(build, "train", folder, "--build", build, *overlay)
+    assert not list(build.glob("steps/train/*"))
+    done = forge("train", folder, "--build", build, *overlay, "--json")
+    assert done.returncode == 0 and "goes on from its last checkpoint" in done.stderr, done.stderr
+    again = json.loads(done.stdout)
+    for path in Path(whole["folder"]).rglob("*.safetensors"):
+        other = Path(again["folder"]) / path.relative_to(whole["folder"])
+        assert path.read_bytes() == other.read_bytes(), path.name
+    record = json.loads((Path(again["folder"]) / "record.json").read_text())
+    assert 0 < record["done_before"] < 1
+    assert not list(build.glob("checkpoints/*")), "they go with the finished step"
+
+
 def test_methods_are_compared_side_by_side(built, folder):
     done = forge("compare", folder, "--methods", "lora,full", "--seeds", "2", "--build", folder / "build", "--json")
     assert done.returncode == 0, done.stderr

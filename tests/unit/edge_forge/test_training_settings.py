@@ -3,7 +3,7 @@ from dataclasses import fields
 import pytest
 
 from edge_agent.base.errors import ConfigError
-from edge_forge.train.settings import NAMES, PRESETS, TrainSettings, check, replaced, settings
+from edge_forge.train.settings import NAMES, PRESETS, REPORTERS, TrainSettings, check, replaced, settings
 
 
 def test_every_preset_is_valid_and_says_what_it_is():
@@ -71,3 +71,24 @@ def test_every_number_has_a_range_and_every_choice_a_list():
         elif field.type == "str" and field.name != "preset":
             with pytest.raises(ConfigError, match=field.name):
                 replaced(TrainSettings(), {field.name: "no such thing"}, "test")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("tensorbord", "report_to names 'tensorbord'"),
+        ("mlflow", "'mlflow', which is not installed (pip install mlflow)"),
+    ],
+)
+def test_who_is_reported_to_is_known_and_installed_before_the_training(monkeypatch, name, said):
+    monkeypatch.setattr("importlib.util.find_spec", lambda module: None)
+    with pytest.raises(ConfigError) as error:
+        settings(values={"report_to": name}, where="train")
+    shown = f"{error.value.what} ({error.value.remedy})"
+    assert said in shown and "train.report_to" in str(error.value)
+
+
+def test_the_names_of_reporters_are_those_of_transformers():
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    assert set(REPORTERS) <= set(INTEGRATION_TO_CALLBACK)
