@@ -73,7 +73,7 @@ def test_training_is_given_the_checked_rows_and_runs_once(world):
     assert first.evaluated.facts["test"]["accuracy"] == 1.0
     given = calls["train"][0]
     assert given["labels"] == ("off", "on")
-    assert len(given["train_rows"]) + len(given["validation_rows"]) == 12
+    assert sum(map(len, given["rows"])) == 12
     again = plan()
     assert again.evaluated.cached
     assert again.trained.cached
