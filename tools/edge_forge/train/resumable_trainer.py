@@ -13,6 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,9 +49,9 @@ class _Often(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._last_s = time.monotonic()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if args.world_size == 1 and time.monotonic() - self._last_s >= BETWEEN_S:
-            control.should_save = True
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        due = args.world_size == 1 and args.save_strategy != "no" and time.monotonic() - self._last_s >= BETWEEN_S
+        return replace(control, should_save=True) if due else control
 
 
 def report_below(folder: Path) -> None:
