@@ -2,11 +2,8 @@
 
 import json
 import os
-import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -254,27 +251,6 @@ def test_a_diagnosis_asks_a_generator_for_a_text_and_for_the_likelier_sentences(
     assert tuned["factor"] == 1.0 and tuned["learned"] == pytest.approx(run["learned"][1], rel=1e-3)
     assert tuned["kept"]["perplexity"] == pytest.approx(run["kept"]["perplexity"]["after"], rel=1e-3)
     assert Path(found["report"][1]).read_text().count("<svg") == 3
-
-
-def test_a_generators_training_that_is_killed_goes_on_to_the_same_bytes(folder, built):
-    arguments = ("train", folder / "commands", "--set", "train.seed=5", "--build", folder / "build")
-    with subprocess.Popen(
-        [sys.executable, "-m", "edge_forge.cli", *map(str, arguments)], stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL, env=environment(), start_new_session=True,
-    ) as process:  # fmt: skip
-        while process.poll() is None and len(list(folder.glob("build/checkpoints/*/checkpoint-*/seal.json"))) < 2:
-            time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL, "it was killed before it ended"
-    done = forge(*arguments, "--json")
-    assert done.returncode == 0 and "goes on from its last checkpoint" in done.stderr, done.stderr
-    taken_up = Path(json.loads(done.stdout)["folder"])
-    assert 0 < json.loads((taken_up / "record.json").read_text())["done_before"] < 1
-    weights = {path.name: path.read_bytes() for path in taken_up.rglob("*.safetensors")}
-    assert weights
-    shutil.rmtree(taken_up.parent)
-    whole = Path(json.loads(forge(*arguments, "--json").stdout)["folder"])
-    assert weights == {path.name: path.read_bytes() for path in whole.rglob("*.safetensors")}
 
 
 def test_a_model_from_nothing_is_compared_on_its_own_texts(folder, built):

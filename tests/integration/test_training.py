@@ -13,9 +13,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from edge_agent.base.errors import ConfigError, EdgeError
+from edge_forge.data.generator_rows import Turn
 from edge_forge.evaluate.classifier_metrics import evaluate
 from edge_forge.evaluate.predict import predict, predict_with_features
 from edge_forge.models import bases
+from edge_forge.models.new_model import make
+from edge_forge.recipe.generator_recipe import NewModelSection
+from edge_forge.train import generator_job, generator_settings
 from edge_forge.train.checkpoints import RunFolders
 from edge_forge.train.classifier_job import train
 from edge_forge.train.record import TrainRecord
@@ -241,11 +245,8 @@ def test_rows_that_cannot_be_learnt_are_named_before_anything_starts(base, tmp_p
 
 
 def workers():
-    return [
-        child
-        for child in psutil.Process().children(recursive=True)
-        if "edge_forge.train.classifier_job" in child.cmdline()
-    ]
+    names = {"edge_forge.train.classifier_job", "edge_forge.train.generator_job"}
+    return [child for child in psutil.Process().children(recursive=True) if names & set(child.cmdline())]
 
 
 def test_a_killed_worker_is_told_with_its_log(base, tmp_path):
@@ -298,6 +299,27 @@ def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_bytes(base, tmp_pa
     # A run that had ended but for its result is not trained again.
     once_more = trained(base, tmp_path / "third", folders=kept, **values)
     assert once_more.done_before == 1.0 and once_more.curves == whole.curves
+
+
+def test_a_generators_killed_run_goes_on_to_the_same_bytes(tmp_path):
+    texts = [f"the lamp number {place} is {'on' if place % 2 else 'off'} in the room" for place in range(60)]
+    rows = [(Turn("text", text),) for text in texts]
+    shape = NewModelSection(vocabulary=300, hidden=32, layers=2, heads=2, kv_heads=1, feed_forward=64)
+    make(tmp_path / "base", rows, shape, 64, 3)
+    values = {"epochs": 5, "batch_size": 4, "rows_at_once": 2, "max_tokens": 64, "threads": 1, "precision": "fp32"}
+    chosen = generator_settings.settings("lora", False, {**values, "learning_rate": 1e-3}, "test")
+
+    def run(name, progress, folders=None):
+        base, held = (tmp_path / "base", BASE_ID), (rows[:50], rows[50:])
+        return generator_job.train(base, held, "no", chosen, tmp_path / name, progress, folders)
+
+    whole, kept = run("whole", Told()), RunFolders(tmp_path / "kept", tmp_path / "reports")
+    with pytest.raises(EdgeError, match="signal 9"):
+        run("first", KillingAt(3), kept)
+    record = run("second", Told(), kept)
+    assert record.done_before == pytest.approx(0.4) and record.curves == whole.curves
+    (weights,) = (tmp_path / "whole").rglob("*.safetensors")
+    assert weights.read_bytes() == (tmp_path / "second" / weights.relative_to(tmp_path / "whole")).read_bytes()
 
 
 def test_an_interrupt_ends_the_worker_and_leaves_no_record(base, tmp_path):
