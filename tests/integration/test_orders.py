@@ -150,7 +150,7 @@ def test_orders_that_cannot_be_carried_out(agent: AgentProcess, tmp_path: Path) 
             assert causes["frobnicate"] == "unknown-command"
             assert {causes[name] for name in ("a path", "a way up", "a NUL", "no model")} == {"invalid"}
             assert {causes[name] for name in ("load", "remove", "rollback")} == {"unknown-model"}
-            assert (causes["install"], causes["no adapter"]) == ("package-refused", "unknown-adapter")
+            assert (causes["install"], causes["no adapter"]) == ("source", "unknown-adapter")
             assert (await table.ask("q", {"text": "x"}))["status"] == 200
 
     asyncio.run(run())
