@@ -97,6 +97,27 @@ def test_a_merged_model_is_the_base_with_its_adapter(tiny_base, trained, tmp_pat
         assert 0 < off < 0.3, path.name
 
 
+def test_pairs_are_pytorchs_with_an_adapter_and_merged(base, trained, tiny_base, tmp_path):
+    pairs = [("lamp on", "switch off a light please"), ("the light now", "lamp off"), ("turn the lamp on", "lamp on")]
+    export.export_merged(
+        base_dir=tiny_base, trained_dir=trained, out_dir=tmp_path, base_id=BASE_ID, texts=pairs, max_tokens=16
+    )
+    logits = predict_with_features(tiny_base, trained, pairs, max_tokens=16)[1]
+    adapted = subject(base[0], adapter=trained / "adapter.safetensors", base_id=BASE_ID)
+    for found in (measure.outputs(adapted, pairs).logits, measure.outputs(subject(tmp_path), pairs).logits):
+        assert found == pytest.approx(logits, abs=1e-3)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_a_merged_graph_finds_segments_only_where_its_task_takes_pairs(tiny_base, trained, tmp_path, pairs):
+    export.export_merged(
+        base_dir=tiny_base, trained_dir=trained, out_dir=tmp_path, base_id=BASE_ID, max_tokens=16,
+        texts=export.PARITY_TEXTS if pairs else export.SINGLE_TEXTS,
+    )  # fmt: skip
+    operators = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
+    assert ("ReduceMin" in operators) == pairs
+
+
 def test_int8_bases_take_the_same_adapter(base, trained, tiny_base, tmp_path):
     folder, record, bank = base
     formats = quantize.make(

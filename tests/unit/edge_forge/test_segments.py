@@ -99,6 +99,7 @@ def test_a_model_without_segments_is_left_alone(tiny_base, tmp_path):
     folder = tiny.write(tmp_path)
     settings = json.loads((folder / "config.json").read_text())
     assert open_encoder(folder).model._forward_pre_hooks
+    assert not open_encoder(folder, segmented=False).model._forward_pre_hooks
     (folder / "tokenizer.json").unlink()
     assert settings["type_vocab_size"] == 2
     assert not open_encoder(folder).model._forward_pre_hooks

@@ -24,9 +24,10 @@ from typing import Any
 import torch
 
 from edge_agent.base.errors import BackendError, BackendMissing
+from edge_agent.base.texts import Text
 from edge_forge.evaluate.measure_onnx import OnnxSubject
 from edge_forge.export.litert_converter import REMEDY, lengths
-from edge_forge.export.onnx.export_graphs import merged_encoder, merged_parity, pooled
+from edge_forge.export.onnx.export_graphs import PARITY_TEXTS, merged_encoder, merged_parity, pooled
 from edge_forge.export.onnx.parity import demand
 from edge_forge.export.onnx.trace import PooledEncoder
 from edge_forge.models.sentence_pooling import prompt_of
@@ -54,20 +55,26 @@ class _Named(torch.nn.Module):
 
 
 def make(
-    *, folders: tuple[Path, Path], out_dir: Path, formats: Sequence[str], tolerance: float, max_tokens: int
+    *,
+    folders: tuple[Path, Path],
+    out_dir: Path,
+    formats: Sequence[str],
+    tolerance: float,
+    max_tokens: int,
+    texts: Sequence[Text] = PARITY_TEXTS,
 ) -> dict[str, Any]:
     """Write `<format>.tflite` of what was trained: `folders` are the base's and the training step's result.
 
     FP32 is converted and compared with PyTorch whatever `formats` hold, since INT8 is made of it; it stays only where
     it is wanted. Returns {"made": formats, "parity": `Parity` as a mapping}. Raises BackendMissing without the
-    converter, BackendError where it cannot convert, or beyond `tolerance`.
+    converter, BackendError where it cannot convert, or beyond `tolerance`. `texts` as in `export_graphs.export_merged`.
     """
     base_dir, trained_dir = folders
-    encoder, head = merged_encoder(base_dir, trained_dir)
+    encoder, head = merged_encoder(base_dir, trained_dir, texts)
     exact = out_dir / "fp32.tflite"
     convert(pooled(encoder, head, max_tokens), max_tokens, exact)
     subject = OnnxSubject(exact, base_dir / "tokenizer.json", max_tokens, backend="litert", prompt=prompt_of(base_dir))
-    parity = merged_parity(encoder, subject, folders)
+    parity = merged_parity(encoder, subject, folders, texts)
     demand(parity, tolerance, "the merged graph for LiteRT")
     if "int8" in formats:
         quantize(exact, out_dir / "int8.tflite")

@@ -136,9 +136,10 @@ class Encoder:
         return found
 
 
-def open_encoder(base_dir: Path, dropout: float = 0.0) -> Encoder:
+def open_encoder(base_dir: Path, dropout: float = 0.0, *, segmented: bool = True) -> Encoder:
     """Load the encoder of a Hugging Face folder in float32, in evaluation mode, with `dropout` in every place.
 
+    `segmented`: it finds the segments of pairs itself, where it has some (`segments.attach`).
     Only the listed files are read (`bases.only_listed`). Raises ConfigError when the folder holds no encoder, when a
     tensor of it is missing or has another shape, and for a causal or an encoder-decoder model.
     """
@@ -146,7 +147,8 @@ def open_encoder(base_dir: Path, dropout: float = 0.0) -> Encoder:
     config = model.config
     if getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False):
         raise _no_encoder(base_dir, f"{config.model_type} has a decoder")
-    segments.attach(model, base_dir)
+    if segmented:
+        segments.attach(model, base_dir)
     path, layers = _layers(model, base_dir)
     survey = _survey(model, path, base_dir)
     if survey.causal:

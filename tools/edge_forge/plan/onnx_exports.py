@@ -107,15 +107,17 @@ class OnnxExports:
         """encoder.onnx and model.onnx (the same, FP32), tokenizer.json."""
         base, export, task = self.training.base, self.recipe.export, self.recipe.task
         inputs = {"base": base.base_id, "tokenizer": self.training.tokenizer_digest, **self.training.trained_digests}
-        settings = {"tolerance": export.parity_tolerance, "max_tokens": task.max_tokens}
+        pairs = bool(self.recipe.data.text_pair)
+        settings = {"tolerance": export.parity_tolerance, "max_tokens": task.max_tokens, "pairs": pairs}
 
         def work(folder: Path) -> Mapping[str, Any]:
-            from edge_forge.export.onnx.export_graphs import as_dict, export_merged
+            from edge_forge.export.onnx.export_graphs import PARITY_TEXTS, SINGLE_TEXTS, as_dict, export_merged
 
             return as_dict(
                 export_merged(
                     base_dir=base.directory, trained_dir=self.training.trained.path("run"), out_dir=folder,
                     base_id=base.base_id, tolerance=export.parity_tolerance, max_tokens=task.max_tokens,
+                    texts=PARITY_TEXTS if pairs else SINGLE_TEXTS,
                 )
             )  # fmt: skip
 
@@ -220,14 +222,16 @@ class OnnxExports:
             return None
         inputs = {"base": base.base_id, "tokenizer": self.training.tokenizer_digest, **self.training.trained_digests}
         tolerance = self.recipe.export.parity_tolerance
-        settings = {"formats": formats, "tolerance": tolerance, "max_tokens": task.max_tokens}
+        pairs = bool(self.recipe.data.text_pair)
+        settings = {"formats": formats, "tolerance": tolerance, "max_tokens": task.max_tokens, "pairs": pairs}
 
         def work(folder: Path) -> Mapping[str, Any]:
             from edge_forge.export.litert import make
+            from edge_forge.export.onnx.export_graphs import PARITY_TEXTS, SINGLE_TEXTS
 
             return make(
                 folders=(base.directory, self.training.trained.path("run")), out_dir=folder, formats=formats,
-                tolerance=tolerance, max_tokens=task.max_tokens,
+                tolerance=tolerance, max_tokens=task.max_tokens, texts=PARITY_TEXTS if pairs else SINGLE_TEXTS,
             )  # fmt: skip
 
         return self.steps.run("litert-form", inputs, settings, work, "LiteRT form of merged")

@@ -16,21 +16,23 @@ from edge_forge.train import bottleneck
 from edge_forge.train.lora import apply_adapter, load_adapter
 
 
-def open_trained(base_dir: Path, trained_dir: Path, *, merged: bool) -> tuple[Encoder, torch.Tensor, torch.Tensor]:
+def open_trained(
+    base_dir: Path, trained_dir: Path, *, merged: bool, segmented: bool = True
+) -> tuple[Encoder, torch.Tensor, torch.Tensor]:
     """(encoder, head's weight [hidden, labels], its bias [labels]) of a folder that `train` wrote.
 
-    `merged` folds an adapter into the weights; without it the branches are added. Raises ConfigError when the folder
-    holds no result or one of another base.
+    `merged` folds an adapter into the weights; without it the branches are added. `segmented` as in `open_encoder`.
+    Raises ConfigError when the folder holds no result or one of another base.
     """
     if (trained_dir / "adapter.safetensors").is_file():
-        encoder = open_encoder(base_dir)
+        encoder = open_encoder(base_dir, segmented=segmented)
         tensors = load_adapter(trained_dir / "adapter.safetensors")
         apply_adapter(encoder, tensors, merged)
     elif (trained_dir / bottleneck.FILE).is_file():
-        encoder, tensors = open_encoder(base_dir), bottleneck.read(trained_dir / bottleneck.FILE)
+        encoder, tensors = open_encoder(base_dir, segmented=segmented), bottleneck.read(trained_dir / bottleneck.FILE)
         bottleneck.load_bottlenecks(encoder.model, tensors)
     elif (trained_dir / "model.safetensors").is_file():
-        encoder, tensors = open_encoder(trained_dir), load_file(trained_dir / "head.safetensors")
+        encoder, tensors = open_encoder(trained_dir, segmented=segmented), load_file(trained_dir / "head.safetensors")
     else:
         raise ConfigError("there is no trained result", str(trained_dir), "run the train step first")
     return encoder, tensors["head.weight"], tensors["head.bias"]

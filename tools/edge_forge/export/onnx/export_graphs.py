@@ -47,6 +47,8 @@ PARITY_TEXTS: tuple[Text, ...] = (
     "[CLS] a [SEP] b [MASK] [PAD] [UNK]", "<s> a </s> b <mask> <pad> <unk>",
     "line one\nline two\r\n\tindented\u00a0\u200b  end ", "a\u0000b\u0007c\ufffd",
 )  # fmt: skip
+SINGLE_TEXTS = tuple(text for text in PARITY_TEXTS if isinstance(text, str))
+"""The same without pairs: for the graph of a task that takes one text, which spares it the search for segments."""
 _SEED = 2
 
 
@@ -138,9 +140,9 @@ def export_merged(
 
     `trained_dir` holds what a method writes (`trained_encoder`). Features and
     logits are compared with PyTorch's *unmerged* computation for the texts, and features with the merged one at some
-    lengths. Raises BackendError as `trace_base`.
+    lengths. Without a pair among `texts` the graph finds no segments. Raises BackendError as `trace_base`.
     """
-    encoder, head = merged_encoder(base_dir, trained_dir)
+    encoder, head = merged_encoder(base_dir, trained_dir, texts)
     model = _traced(encoder, head, base_id, max_tokens)
     out_dir.mkdir(parents=True, exist_ok=True)
     save(model, out_dir / ENCODER)
@@ -230,9 +232,15 @@ def _check_tokens(base_dir: Path, max_tokens: int) -> None:
             raise BackendError(f"the device's tokens of {text!r} are other ones than those of training", "export")
 
 
-def merged_encoder(base_dir: Path, trained_dir: Path) -> tuple[Encoder, torch.nn.Linear]:
-    """The base with what was trained folded in, and its head. Raises ConfigError where nothing was trained."""
-    encoder, weight, bias = open_trained(base_dir, trained_dir, merged=True)
+def merged_encoder(
+    base_dir: Path, trained_dir: Path, texts: Sequence[Text] = PARITY_TEXTS
+) -> tuple[Encoder, torch.nn.Linear]:
+    """The base with what was trained folded in, and its head; it finds segments where `texts` hold a pair.
+
+    Raises ConfigError where nothing was trained.
+    """
+    segmented = any(isinstance(text, tuple) for text in texts)
+    encoder, weight, bias = open_trained(base_dir, trained_dir, merged=True, segmented=segmented)
     head = torch.nn.Linear(weight.shape[0], weight.shape[1])
     with torch.no_grad():
         head.weight.copy_(weight.t())
