@@ -227,11 +227,16 @@ def _listens(port: int) -> bool:
 
 
 def test_the_broker_of_a_stage_listens_for_browsers_where_it_was_built_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with stage.broker(tmp_path) as broker:
         assert broker.websockets is not None
         assert _listens(broker.websockets)
+        broker.part.process.kill()
+        broker.part.process.wait(10.0)
+        with pytest.raises(EdgeError):
+            stage.stay(broker, broker.part.check)
+        assert f"edge-agent console --broker ws://127.0.0.1:{broker.websockets} " in capsys.readouterr().out
     without = tmp_path / "bin" / "mosquitto"
     without.parent.mkdir()
     refusal = 'grep -q websockets "$2" && { echo "Websockets support not available."; exit 1; }'
