@@ -406,6 +406,8 @@ class History:
         self.broker(up=True)
         await asyncio.sleep(max(WITHIN_S) + SLACK_S)
         self._judge("in peace")
+        while self.children:  # what a person began in the trouble
+            await asyncio.sleep(1.0)
         self.quick = True
         for digest in catalogue().data:
             self.arrive(digest)
