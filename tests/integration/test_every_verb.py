@@ -80,7 +80,18 @@ STATES = (
 FORGE = {
     **{
         f"{verb} {{toml}} --build {{tmp}}/b": "toml"
-        for verb in ("train", "evaluate", "export", "quantize", "package", "build", "compare", "diagnose", "sweep")
+        for verb in (
+            "train",
+            "evaluate",
+            "export",
+            "quantize",
+            "package",
+            "build",
+            "compare",
+            "diagnose",
+            "sequence",
+            "sweep",
+        )
     },
     "init name --dir {tar}": "tar",
     "keygen {tar}": "tar",

@@ -72,6 +72,7 @@ FORGE = {
     "verify": "verify {package} --root {keys}/root.json",
     "inspect": "inspect {package}",
     "diagnose": "diagnose . --build {tmp}/build",
+    "sequence": "sequence . . --build {tmp}/build",
     "sweep": "sweep . --trials 1 --build {tmp}/build",
     "provision": "provision {tmp} --dry-run",
     "completion": "completion bash",

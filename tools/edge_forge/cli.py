@@ -127,6 +127,12 @@ def _parser() -> argparse.ArgumentParser:
     ways.add_argument("--ranks", metavar="LIST", help="ranks side by side: 1,8,16 (default: the recipe's own)")
     _knowledge_arguments(seen)
     seen.set_defaults(run="edge_forge.commands:diagnose")
+    row = verbs.add_parser("sequence", help="tasks trained one after another on one model: what it knows of each")
+    row.add_argument(
+        "recipe", type=Path, nargs="+", help="recipes of classifiers on one base, in the order of training"
+    )
+    _common_arguments(row)
+    row.set_defaults(run="edge_forge.sequence:sequence")
     _sweep_verb(verbs)
     _package_verbs(verbs)
     _provision_verb(verbs)

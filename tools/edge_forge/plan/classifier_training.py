@@ -71,6 +71,8 @@ CODE: Code = {
         (*_RUNTIME, "scipy"),
     ),
     "diagnose": (("edge_forge.evaluate.diagnosis",), (*_TORCH, *_QUESTIONS)),
+    "merge": (("edge_forge.train.merged_base",), _TORCH),
+    "remembered": (("edge_forge.evaluate.predict", "edge_forge.train.trained_encoder"), _TORCH),
     "forgetting": (("edge_forge.evaluate.forgetting", "edge_forge.train.trained_encoder"), (*_TORCH, *_QUESTIONS)),
     "paired": (("edge_forge.evaluate.paired",), ("numpy", "scipy")),
     "probes": (
@@ -361,6 +363,44 @@ class ClassifierTraining:
             return facts
 
         return self.steps.run("evaluate", inputs, settings, work)
+
+    @cached_property
+    def as_base(self) -> StepResult:
+        """`base/`: the base's folder with what was trained folded into its weights."""
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            from edge_forge.train.merged_base import write_merged
+
+            write_merged(self.base.directory, self.trained.path("run"), folder / "base")
+            return {}
+
+        inputs = {"base": self.base.base_id, "tokenizer": self.tokenizer_digest, **self.trained_digests}
+        return self.steps.run("merge", inputs, {}, work, "what was trained as a base")
+
+    def remembered_by(self, later: ClassifierTraining) -> float:
+        """Accuracy on the measured rows by this task's own head on the model that `later` made, which began with it."""
+        (split, measured), labels, most = self.data.measured, self.data.labels, self.recipe.task.max_tokens
+        inputs = {
+            **{f"head {name}": digest for name, digest in self.trained_digests.items()},
+            **{f"model {name}": digest for name, digest in later.trained_digests.items()},
+            "head's base": self.base.base_id, "model's base": later.base.base_id, "tokenizer": self.tokenizer_digest,
+            **self.data_step.digests(f"{split}.jsonl"),
+        }  # fmt: skip
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            from edge_forge.evaluate.predict import logits_of
+            from edge_forge.train.trained_encoder import open_trained
+
+            head = open_trained(self.base.directory, self.trained.path("run"), merged=False)[1:]
+            encoder = open_trained(later.base.directory, later.trained.path("run"), merged=True)[0]
+            texts = [row.text for row in measured]
+            logits = logits_of(encoder, later.base.directory, head, texts, most)[1]
+            right = [labels[int(at)] == row.label for at, row in zip(logits.argmax(axis=1), measured, strict=True)]
+            return {"accuracy": sum(right) / len(right)}
+
+        title = f"what is known of {self.recipe.name}"
+        facts = self.steps.run("remembered", inputs, {"max_tokens": most, "labels": list(labels)}, work, title).facts
+        return float(facts["accuracy"])
 
     @cached_property
     def kept(self) -> Mapping[str, Mapping[str, float]]:
