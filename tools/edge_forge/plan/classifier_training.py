@@ -387,7 +387,7 @@ class ClassifierTraining:
             **self.data_step.digests(f"{split}.jsonl"),
         }  # fmt: skip
 
-        def work(folder: Path) -> Mapping[str, Any]:
+        def work(_: Path) -> Mapping[str, Any]:
             from edge_forge.evaluate.predict import logits_of
             from edge_forge.train.trained_encoder import open_trained
 
