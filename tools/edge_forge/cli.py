@@ -76,16 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="edge-forge", description="From a recipe to a signed package for edge-agent.")
     parser.add_argument("--version", action="version", version=f"edge-forge {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    new = verbs.add_parser("init", help="write a commented recipe with a small data set")
-    new.add_argument("name", help="the adapter's name; also the folder's")
-    new.add_argument("--dir", type=Path, default=Path(), help="where to make the folder (default: here)")
-    new.add_argument(
-        "--task",
-        choices=tuple(KINDS),
-        default=DEFAULT,
-        help=f"a classifier, or a generator (llama.cpp) (default: {DEFAULT})",
-    )
-    new.set_defaults(run="edge_forge.recipe.scaffold:init")
+    _init_verb(verbs)
     for verb, what in _STEPS.items():
         step = verbs.add_parser(verb, help=what)
         _recipe_arguments(step)
@@ -127,17 +118,25 @@ def _parser() -> argparse.ArgumentParser:
     ways.add_argument("--ranks", metavar="LIST", help="ranks side by side: 1,8,16 (default: the recipe's own)")
     _knowledge_arguments(seen)
     seen.set_defaults(run="edge_forge.commands:diagnose")
-    row = verbs.add_parser("sequence", help="tasks trained one after another on one model: what it knows of each")
-    row.add_argument(
-        "recipe", type=Path, nargs="+", help="recipes of classifiers on one base, in the order of training"
-    )
-    _common_arguments(row)
-    row.set_defaults(run="edge_forge.sequence:sequence")
+    _sequence_verb(verbs)
     _sweep_verb(verbs)
     _package_verbs(verbs)
     _provision_verb(verbs)
     add_completion(verbs, "edge-forge").set_defaults(run="edge_forge.cli:complete", verb="completion")
     return parser
+
+
+def _init_verb(verbs: Any) -> None:
+    new = verbs.add_parser("init", help="write a commented recipe with a small data set")
+    new.add_argument("name", help="the adapter's name; also the folder's")
+    new.add_argument("--dir", type=Path, default=Path(), help="where to make the folder (default: here)")
+    new.add_argument(
+        "--task",
+        choices=tuple(KINDS),
+        default=DEFAULT,
+        help=f"a classifier, or a generator (llama.cpp) (default: {DEFAULT})",
+    )
+    new.set_defaults(run="edge_forge.recipe.scaffold:init")
 
 
 def _knowledge_arguments(parser: argparse.ArgumentParser) -> None:
@@ -150,6 +149,15 @@ def _knowledge_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", type=Path, metavar="FILE", help=f"generators: texts for the perplexity {ends}")
     parser.add_argument("--pairs", type=Path, metavar="FILE",
                         help=f"generators: sentence pairs with good and bad, as BLiMP {ends}")  # fmt: skip
+
+
+def _sequence_verb(verbs: Any) -> None:
+    row = verbs.add_parser("sequence", help="tasks trained one after another on one model: what it knows of each")
+    row.add_argument(
+        "recipe", type=Path, nargs="+", help="recipes of classifiers on one base, in the order of training"
+    )
+    _common_arguments(row)
+    row.set_defaults(run="edge_forge.sequence:sequence")
 
 
 def _sweep_verb(verbs: Any) -> None:
