@@ -14,7 +14,7 @@ LLAMA_FLAGS := -DGGML_NATIVE=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BU
 export PIP_CONSTRAINT := $(CURDIR)/tools/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: console console-test deb deb-life deb-lint device-arm64 metrics-lint home-assistant node-red families fuzz every-verb tensorrt-parser operators-day provisioned-image device-graphs device-check help demo demo-llm llamacpp litert wheel test check format bench conformance-schemas simulate storm nightly clean setup
+.PHONY: conformance console console-test deb deb-life deb-lint device-arm64 metrics-lint home-assistant node-red families fuzz every-verb tensorrt-parser operators-day provisioned-image device-graphs device-check help demo demo-llm llamacpp litert wheel test check format bench conformance-schemas simulate storm nightly clean setup
 help:
 	@echo "make demo    train, package, sign, install and query adapters on this machine (five to eight minutes)"
 	@echo "make demo-llm a language model, made here, that streams its answers (compiles llama.cpp: 3 to 10 minutes once;"
@@ -49,6 +49,8 @@ help:
 	@echo "             (minutes; as root, with debootstrap, systemd-container, mosquitto and a network for wheels and apt)"
 	@echo "make families    every family of encoders, built, installed and asked; prints the table of docs/figures.md (half an hour)"
 	@echo "make bench   the figures of docs/figures.md, measured here"
+	@echo "make conformance CLONES=\"--suite DIR --maskbench DIR\" CHECKS=\"brokers clients\"   ours beside the programs and suites"
+	@echo "             of others (all that are there: half an hour); writes docs/conformance.md"
 	@echo "make conformance-schemas MASKBENCH=... SUITE=...   structured answers against JSONSchemaBench and"
 	@echo "             JSON-Schema-Test-Suite, from the folders of their clones"
 
@@ -179,6 +181,18 @@ node-red: setup
 	@command -v npm >/dev/null || { echo "npm is not installed: apt install npm"; exit 1; }
 	@mkdir -p build/node-red && npm install --silent --no-audit --no-fund --prefix build/node-red node-red@4
 	@$(BIN)/python -m tests.conformance.node_red build/node-red/node_modules/.bin/node-red
+
+# Brokers, suites and Debian's programs are used where they are there, and named where not (python -m tests.conformance -h).
+CLONES ?=
+CHECKS ?=
+CONFORMANCE := build/conformance
+conformance: setup llamacpp
+	@mkdir -p $(CONFORMANCE)/npm
+	@! command -v npm >/dev/null || npm install --silent --no-audit --no-fund --ignore-scripts --prefix $(CONFORMANCE)/npm \
+	  mqtt aedes node-red@4 @asyncapi/parser @stoplight/spectral-cli
+	@test -x $(CONFORMANCE)/python/bin/python || $(PYTHON) -m venv $(CONFORMANCE)/python
+	@$(CONFORMANCE)/python/bin/python -m pip install --quiet aiomqtt gmqtt
+	@PYTHONPATH=tools $(BIN)/python -m tests.conformance $(CLONES) $(CHECKS)
 
 # Needs promtool (Debian package prometheus): names and units of the metrics by Prometheus' own linter.
 metrics-lint: setup
