@@ -10,9 +10,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from edge_forge.cli import main
 from tests.support import tiny_base, tiny_generators
 from tests.support.llama import needs_llama
 
@@ -83,6 +85,13 @@ def forge(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False, env=known)
 
 
+def forge_here(capsys, *arguments):
+    """The same in this process, which has PyTorch loaded: for what needs no process of its own."""
+    code = main(list(map(str, arguments)))
+    said = capsys.readouterr()
+    return SimpleNamespace(returncode=code, stdout=said.out, stderr=said.err)
+
+
 def generator(place, family, own_head=False, **shape):
     """A recipe's folder with a base of a family; `own_head`: a head that is not the embedding under the tied flag."""
     from safetensors.torch import load_file, save_file
@@ -123,11 +132,11 @@ def outputs_of(build):
 
 
 @needs_llama
-def test_a_head_of_its_own_and_tokens_that_take_spaces_are_built_alike_in_two_folders(tmp_path, monkeypatch):
+def test_a_head_of_its_own_and_tokens_that_take_spaces_are_built_alike_in_two_folders(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SOURCE_DATE_EPOCH", str(int(time.time())))
     place = generator(tmp_path / "recipe", "llama", own_head=True)
     give_odd_tokens(place / "base")
-    first = forge("build", place, "--build", tmp_path / "one", "--json")
+    first = forge_here(capsys, "build", place, "--build", tmp_path / "one", "--json")
     assert first.returncode == 0, first.stderr
     report = json.loads((tmp_path / "one" / "reports" / "commands.json").read_text())
     parities = [one["parity"] for one in report["files"] if "parity" in one]
@@ -150,14 +159,14 @@ def test_a_head_of_its_own_and_tokens_that_take_spaces_are_built_alike_in_two_fo
         ("qwen3", {"attention_bias": True}, "attention_bias = true gives o_proj a bias"),
     ],
 )
-def test_what_llama_cpp_would_compute_otherwise_is_said_before_training(tmp_path, family, options, said):
+def test_what_llama_cpp_would_compute_otherwise_is_said_before_training(tmp_path, family, options, said, capsys):
     place = generator(tmp_path / "recipe", family, **options)
-    done = forge("build", place, "--build", tmp_path / "build")
+    done = forge_here(capsys, "build", place, "--build", tmp_path / "build")
     assert done.returncode == 1 and said in done.stderr, done.stderr
     assert "Traceback" not in done.stderr and "train ..." not in done.stderr
 
 
-def test_an_activation_beyond_float16_stays_fp32_in_what_is_shipped(tmp_path):
+def test_an_activation_beyond_float16_stays_fp32_in_what_is_shipped(tmp_path, capsys):
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -174,11 +183,11 @@ def test_an_activation_beyond_float16_stays_fp32_in_what_is_shipped(tmp_path):
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "recipe.toml").write_text(CLASSIFIER)
     (tmp_path / "train.tsv").write_text("text\tlabel\n" + "".join(f"{a}\t{b}\n" for a, b in tiny_base.ROWS))
-    done = forge("build", tmp_path, "--build", tmp_path / "build", "--json")
+    done = forge_here(capsys, "build", tmp_path, "--build", tmp_path / "build", "--json")
     assert done.returncode == 0, done.stderr
     assert re.search(
         r"Float16 would overflow: values reach [0-9,]+ .*; [1-9][0-9]* of [0-9]+ nodes stay in float32", done.stderr
     )
     (package,) = json.loads(done.stdout)["packages"]
-    variants = json.loads(forge("inspect", package, "--json").stdout)["variants"]
+    variants = json.loads(forge_here(capsys, "inspect", package, "--json").stdout)["variants"]
     assert {one["name"] for one in variants} == {"onnx/fp32", "onnx/fp16"}
