@@ -229,7 +229,7 @@ _OTHERS = (
     Method(
         "adalora", "AdaLoRA", INSERTED, _ATTACHED, _LORA,
         "B diag(E) A: E and the scale folded into A and B, ranks that were dropped left out", _apply_adalora,
-        step=2.0, merge=_merge_peft, pairs=_adalora_pairs, companion=_rank_schedule,
+        step=10.0, merge=_merge_peft, pairs=_adalora_pairs, companion=_rank_schedule,
         resumes=False,  # peft writes no importance of ranks
     ),
     Method(
