@@ -12,7 +12,6 @@ A file of its own because both programs and all rooms that show something use it
 
 from __future__ import annotations
 
-import html
 import json
 import re
 import unicodedata
@@ -58,6 +57,8 @@ def csv_cell(value: object) -> object:
 
 def html_text(text: object) -> str:
     """Text for a page, inside an element or an attribute in quotes."""
+    import html  # its table of entities costs memory, and only reports and plots need it
+
     return html.escape(many_lines(text), quote=True)
 
 

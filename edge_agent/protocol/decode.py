@@ -9,6 +9,7 @@ Nothing here knows which models exist, and nothing is queued: see `agent.intake`
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -294,10 +295,14 @@ class _VersionOnly(msgspec.Struct):
 _B = TypeVar("_B", InferRequest, CancelRequest, Order, Desired)
 _infer = msgspec.json.Decoder(InferRequest)
 _cancel = msgspec.json.Decoder(CancelRequest)
-_desired = msgspec.json.Decoder(Desired)
-_version_only = msgspec.json.Decoder(_VersionOnly)
 _orders: dict[str, msgspec.json.Decoder[Any]] = {name: msgspec.json.Decoder(body) for name, body in ORDERS.items()}
 _DEFAULT = Bounds()
+
+
+@functools.cache
+def _desired() -> msgspec.json.Decoder[Desired]:
+    """Made when the first one comes: most devices get none, and a decoder costs memory."""
+    return msgspec.json.Decoder(Desired)
 
 
 def decode(
@@ -408,7 +413,7 @@ def decode_desired(inbound: Inbound, bounds: Bounds = _DEFAULT) -> Desired | Des
     if not inbound.payload:
         return None
     try:
-        body = _parse(inbound, _desired, bounds)
+        body = _parse(inbound, _desired(), bounds)
         _check_desired(body)
     except BadField as error:
         return DesiredRefused(_version_in(inbound.payload, bounds), error.reason)
@@ -419,7 +424,7 @@ def _version_in(payload: bytes, bounds: Bounds) -> int | None:
     if len(payload) > bounds.message_bytes or too_deep(payload, limits.JSON_DEPTH):
         return None
     try:
-        return _version_only.decode(payload).version
+        return msgspec.json.decode(payload, type=_VersionOnly).version
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
 

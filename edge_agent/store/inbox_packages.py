@@ -15,9 +15,7 @@ from pathlib import Path
 
 from edge_agent.base import limits
 from edge_agent.base.errors import EdgeError
-from edge_agent.bundle import sign
 from edge_agent.bundle.jsonio import decode
-from edge_agent.bundle.layout import open_package
 from edge_agent.bundle.statement import RELEASE_FILE, RELEASE_TYPE, Release
 
 MOST_FILES = 1024
@@ -26,6 +24,10 @@ MOST_FILES = 1024
 
 def package_digest(path: Path) -> str:
     """The digest of the index that a package claims. Raises PackageError."""
+    # Imported here, because a daemon that is told no desired state needs none of it, and modules cost it memory.
+    from edge_agent.bundle import sign
+    from edge_agent.bundle.layout import open_package
+
     with open_package(path) as package:
         _, payload = sign.unwrap(package.read(RELEASE_FILE, limits.STATEMENT_BYTES), RELEASE_TYPE, RELEASE_FILE)
     return decode(payload, Release, RELEASE_FILE, limits.STATEMENT_BYTES).index.digest
