@@ -80,7 +80,7 @@ def test_no_other_place_starts_an_interpreter():
     assert sorted(found) == [
         ("child_python.py", "python or sys.executable"),
         ("power_mode.py", "str(root / PROGRAM)"),  # nvpmodel
-        ("stage.py", "mosquitto"),
+        ("stage.py", "program"),  # mosquitto
     ]
 
 
