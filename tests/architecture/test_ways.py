@@ -25,8 +25,8 @@ def defined(module: str) -> set[str]:
     return found
 
 
-def test_the_four_ways_are_there() -> None:
-    assert list(WAYS) == ["A request", "A package", "A recipe", "A reading"]
+def test_the_five_ways_are_there() -> None:
+    assert list(WAYS) == ["A request", "A package", "A desired state", "A recipe", "A reading"]
 
 
 @pytest.mark.parametrize(("title", "hop"), [(title, hop) for title, way in WAYS.items() for hop in way], ids=str)
