@@ -83,7 +83,8 @@ def serve(run: Callable[[Report], object]) -> int:
 def launched(worker: str, processes: int, job: str) -> list[str]:
     """The command of one process, or of several under `accelerate launch` on this machine (CPUs by gloo, or GPUs).
 
-    What the user's own `accelerate config` says is taken, but for the number of processes.
+    Processes, machines, precision and compilation are named here, and `--multi_gpu` keeps sharding by FSDP or DeepSpeed
+    out; the rest of the user's own `accelerate config` is taken.
     """
     if processes == 1:
         return module_command(worker, job)
