@@ -79,7 +79,7 @@ def _add_infer(verbs: Any) -> None:
     verb.add_argument("text", nargs="+", help="one or more texts; several are one batch")
     verb.add_argument(
         "--pair", action="append", default=[], metavar="TEXT",
-        help="for a task that takes pairs: the text beside TEXT; once for each of several (default: none)",
+        help="the second text, for a task that takes pairs; repeat it for each text (default: none)",
     )  # fmt: skip
     verb.add_argument("--adapter", help="the adapter to use (default: none, the model alone)")
     verb.add_argument("--top-k", type=int, metavar="N", help="how many labels to return (default: 1)")
@@ -134,7 +134,7 @@ def _add_bench(verbs: Any) -> None:
         help="repeat for several, used in turn (default: none, the model alone)",
     )
     verb.add_argument("--text", default=BENCH_TEXT, help=f"what is asked (default: {BENCH_TEXT!r})")
-    verb.add_argument("--pair", metavar="TEXT", help="the text beside it, for a task that takes pairs (default: none)")
+    verb.add_argument("--pair", metavar="TEXT", help="the second text, for a task that takes pairs (default: none)")
     verb.add_argument("--prompt", action="store_true", help="a generator: the text is a prompt, answers are streamed")
     verb.add_argument("--chat", action="store_true", help="a generator: the text is what a user says to it")
     verb.add_argument("--clients", type=int, default=8, metavar="N", help="requests open at once (default: 8)")
@@ -193,10 +193,10 @@ def _add_bridges(verbs: Any) -> None:
     )
     _broker_options(verb)
     verb.set_defaults(verb=metrics, model="any")
-    verb = verbs.add_parser("console", help="a page for the browser that shows the devices of a broker and asks them")
+    verb = verbs.add_parser("console", help="a page for the browser that shows and asks the devices of a broker")
     _config_option(verb)
     verb.add_argument(
-        "--broker", metavar="URL", help="where the broker has WebSockets (default: ws:// the settings' broker, 9001)"
+        "--broker", metavar="URL", help="the broker's WebSockets (default: ws://HOST:9001, HOST as in the settings)"
     )
     verb.add_argument("--listen", default="127.0.0.1", metavar="ADDRESS", help="where to listen (default: 127.0.0.1)")
     verb.add_argument("--listen-port", type=int, default=8088, metavar="N", help="0 for a free one (default: 8088)")
@@ -229,14 +229,14 @@ def _add_packages(verbs: Any) -> None:
     verb = verbs.add_parser("install", help="verify, probe and activate a package")
     _config_option(verb)
     what = verb.add_mutually_exclusive_group(required=True)
-    what.add_argument("package", nargs="?", help="a package: .tar or folder, or http(s)://... of a .tar")
+    what.add_argument("package", nargs="?", help="a package: .tar or folder, or the URL (http or https) of a .tar")
     what.add_argument(
         "--from", type=Path, dest="folder", metavar="DIR",
         help="every package of a folder, by name; those installed are removed from it, a refused one gets NAME.refused "
         "beside it (default: the one package that is named)",
     )  # fmt: skip
     verb.add_argument(
-        "--digest", metavar="SHA256", help="of its index: a URL that gives another package is refused (default: any)"
+        "--digest", metavar="sha256:HEX", help="of its index: another package at the URL is refused (default: any)"
     )
     verb.add_argument("--again", action="store_true", help="try a package whose trials were cut off three times")
     verb.add_argument("--json", action="store_true", help="as JSON (default: lines for people)")

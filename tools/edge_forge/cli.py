@@ -145,14 +145,16 @@ def _knowledge_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--similarity", type=Path, metavar="FILE",
                         help=f"encoders: sentence pairs with text_a, text_b and score, as STS-B {ends}")  # fmt: skip
     parser.add_argument("--earlier", type=Path, action="append", metavar="RECIPE",
-                        help=f"encoders: a probe of that recipe's task; repeat for several {ends}")  # fmt: skip
+                        help=f"encoders: a linear probe of that recipe's task; repeat for several {ends}")  # fmt: skip
     parser.add_argument("--text", type=Path, metavar="FILE", help=f"generators: texts for the perplexity {ends}")
     parser.add_argument("--pairs", type=Path, metavar="FILE",
                         help=f"generators: sentence pairs with good and bad, as BLiMP {ends}")  # fmt: skip
 
 
 def _sequence_verb(verbs: Any) -> None:
-    row = verbs.add_parser("sequence", help="tasks trained one after another on one model: what it knows of each")
+    row = verbs.add_parser(
+        "sequence", help="train tasks one after another on one model, and score all of them after each"
+    )
     row.add_argument(
         "recipe", type=Path, nargs="+", help="recipes of classifiers on one base, in the order of training"
     )
