@@ -177,7 +177,7 @@ class DesiredKeeper:
         self._state = DesiredState(body.version, _terms(body), items, fingerprint=fingerprint)
         self._not_taken, self._announced, self._scanned_s = None, None, None
         before = "" if now is None or now.ended else f"; version {now.version} had not ended"
-        text = f"version {body.version} is taken: {len(items)} things, within {body.policy.within_s:.0f} s{before}"
+        text = f"version {body.version} is taken: {len(items)} items, within {body.policy.within_s:.0f} s{before}"
         self._context.announce("desired", text, {"version": body.version}, "info")
         self._save()
 

@@ -314,7 +314,9 @@ class StoreProcess:
             raise StoreError(
                 f"the order was ended after {order_s:.0f} s; what was installed before is unchanged",
                 f"edge-agent {verb}",
-                "run the command on the device, where it has no limit of time",
+                "run the command on the device, where it has no limit of time"
+                if limit_s is None
+                else "publish a higher version with a larger policy.within_s",
                 Cause.EXPIRED,
             ) from error
         if process.returncode != 0:

@@ -7,6 +7,7 @@ pays only for itself.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -199,7 +200,7 @@ def _add_bridges(verbs: Any) -> None:
         "--broker", metavar="URL", help="the broker's WebSockets (default: ws://HOST:9001, HOST as in the settings)"
     )
     verb.add_argument("--listen", default="127.0.0.1", metavar="ADDRESS", help="where to listen (default: 127.0.0.1)")
-    verb.add_argument("--listen-port", type=int, default=8088, metavar="N", help="0 for a free one (default: 8088)")
+    verb.add_argument("--listen-port", type=_port, default=8088, metavar="N", help="0 for a free one (default: 8088)")
     verb.add_argument(
         "--write", type=Path, metavar="FILE", help="write the page to a file and end (default: serve it until Ctrl-C)"
     )
@@ -236,7 +237,10 @@ def _add_packages(verbs: Any) -> None:
         "beside it (default: the one package that is named)",
     )  # fmt: skip
     verb.add_argument(
-        "--digest", metavar="sha256:HEX", help="of its index: another package at the URL is refused (default: any)"
+        "--digest",
+        type=_digest,
+        metavar="sha256:HEX",
+        help="of its index: another package at the URL is refused (default: any)",
     )
     verb.add_argument("--again", action="store_true", help="try a package whose trials were cut off three times")
     verb.add_argument("--json", action="store_true", help="as JSON (default: lines for people)")
@@ -321,6 +325,14 @@ def _port(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) <= 65535):
         raise argparse.ArgumentTypeError(f"{text!r} is no port; 0 to 65535 are")
     return int(text)
+
+
+def _digest(text: str) -> str:
+    if re.fullmatch(r"sha256:[0-9a-f]{64}", text) is None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no digest; sha256: and 64 hexadecimal digits in small letters are"
+        )
+    return text
 
 
 def _broker_options(verb: argparse.ArgumentParser) -> None:

@@ -1,5 +1,5 @@
-"""The tables of `docs/architecture.md` that follow a request, a package, a desired state, a recipe and a reading through
-the code."""
+"""The tables of `docs/architecture.md` that follow a request, a package, a desired state, a recipe and a reading
+through the code."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ def test_a_package_that_is_there_is_installed_and_reported(tmp_path: Path) -> No
 
     device = Device.run(scenario, ports=parts(tmp_path, P1))
     assert [text for kind, text in device.events if kind == "desired"] == [
-        "version 7 is taken: 1 things, within 86400 s",
+        "version 7 is taken: 1 items, within 86400 s",
         "version 7 has ended: applied",
     ]
 
