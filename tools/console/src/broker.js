@@ -202,7 +202,12 @@ export class Broker {
     if (request === undefined) return;
     clearTimeout(request.timer);
     this._open.delete(id);
-    for (const [messageId, sent] of this._sent) if (sent === id) this._sent.delete(messageId);
+    for (const [messageId, sent] of this._sent) {
+      if (sent !== id) continue;
+      this._sent.delete(messageId);
+      // mqtt.js would send it again at the next connection, an order perhaps hours after the page has said that it failed.
+      if (outcome.failed !== undefined) this._client.removeOutgoingMessage(messageId);
+    }
     request.got(outcome);
   }
 
