@@ -30,7 +30,8 @@ function changed() {
   }, Math.max(0, REDRAW_MS - (Date.now() - drawn)));
 }
 
-function connect(settings) {
+/** `typed`: by the user in the form. What a link names is not remembered: the next password would go to its broker. */
+function connect(settings, typed) {
   session.broker?.end();
   session.fleet = new Fleet(settings.prefix);
   const take = (topic, payload, retained) => {
@@ -38,7 +39,7 @@ function connect(settings) {
     changed();
   };
   session.broker = new Broker(settings, take, changed);
-  remember(settings);
+  if (typed) remember(settings);
   changed();
 }
 
@@ -95,7 +96,7 @@ function ConnectForm({ settings, sentence }) {
     event.preventDefault();
     const wrong = addressProblem(form.url) || (PREFIX.test(form.prefix) ? "" : "The prefix is like edge/v1");
     tell(wrong);
-    if (!wrong) connect(form);
+    if (!wrong) connect(form, true);
   };
   return (
     <form class="connect panel" onSubmit={submit}>
@@ -138,7 +139,7 @@ function Page() {
     addEventListener("hashchange", redraw);
     const given = fragment();
     if (given.broker && !addressProblem(given.broker) && PREFIX.test(first().prefix)) {
-      connect({ ...first(), username: "", password: "" });
+      connect({ ...first(), username: "", password: "" }, false);
     }
     return () => clearInterval(tick);
   }, []);
