@@ -9,6 +9,7 @@ import { milliseconds } from "./units.js";
 const DEADLINE_S = 20;
 const STREAM_S = 120;
 const TURNS = 40;
+const LONGEST_ANSWER = 200_000;
 const TOP = 5;
 const SHOWN_OF_AN_EMBEDDING = 8;
 
@@ -129,7 +130,7 @@ function Chat({ device, model, adapter, broker }) {
     tell(null);
     send(model.topic, body, STREAM_S, (outcome) => {
       if (outcome.begunAnew) answer = "";
-      if (outcome.part) answer += lines(outcome.part.text);
+      if (outcome.part && answer.length < LONGEST_ANSWER) answer += lines(outcome.part.text);
       keep([...said, ...(answer ? [{ role: "assistant", content: answer }] : [])]);
       if (outcome.reply || outcome.failed || outcome.last) tell(outcome);
     });
