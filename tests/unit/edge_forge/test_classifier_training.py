@@ -99,6 +99,21 @@ def test_only_what_training_depends_on_wakes_it(world, tables, trained):
     assert len(calls["train"]) == trained
 
 
+def test_a_probe_of_an_earlier_task_is_given_rows_of_each_label_where_they_stand_in_turns(world):
+    folder, _, plan = world
+    (folder / "earlier").mkdir()
+    rows = "text\tlabel\n" + "".join(f"{n} {word}\t{word}\n" for n in range(12) for word in ("yes", "no"))
+    for split in ("train", "validation"):
+        (folder / "earlier" / f"{split}.tsv").write_text(rows)
+    (folder / "earlier" / "recipe.toml").write_text(
+        'name = "earlier"\n[base]\nname = "m"\nsource = "../base"\n'
+        '[data]\ntrain = "train.tsv"\nvalidation = "validation.tsv"\n'
+    )
+    asked = plan(diagnose={"earlier": ["earlier"], "rows": 12}).questions.named.earlier["earlier"]
+    for part in asked:
+        assert sorted(label for _, label in part) == ["no"] * 6 + ["yes"] * 6
+
+
 def test_the_first_phase_is_named_before_the_worker_reports(world):
     _, calls, plan = world
     found = plan()

@@ -442,10 +442,11 @@ class ClassifierTraining:
             steps = StepRunner(file.resolve().parent, self.steps.cache, self.steps.progress, CODE)
             found = ClassifierTraining(other, steps)
             split, measured = found.data.measured
-            parts = (knowledge_files.spread_over(rows, section.rows) for rows in (found.data.train, measured))
+            # Rows at even distances could be of one label alone: files often hold the labels in turns.
+            parts = (data.sample(rows, section.rows, other.data.seed) for rows in (found.data.train, measured))
             earlier[other.name] = LabelledTask(*parts)
             rows_digests = found.data_step.digests("train.jsonl", f"{split}.jsonl").values()
-            digests[f"earlier {other.name}"] = f"{'-'.join(rows_digests)} {section.rows}"
+            digests[f"earlier {other.name}"] = f"{'-'.join(rows_digests)} {section.rows} seed {other.data.seed}"
         return Questions(EncoderQuestions(pairs, earlier), digests)
 
     @cached_property

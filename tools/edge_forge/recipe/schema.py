@@ -87,7 +87,8 @@ class DiagnoseSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=
     """So much of what the base knew may be lost: a correlation, the accuracy of a probe or a share of pairs by its
     fall, a perplexity by its rise as a share of what it was."""
     rows: Annotated[int, msgspec.Meta(ge=3, le=1_000_000)] = 1500
-    """Rows of each file that are asked at most, at even distances over the file."""
+    """Rows of each file that are asked at most, at even distances over the file; of an earlier recipe's rows by the
+    shares of its labels."""
     beyond: Literal["warn", "fail"] = "warn"
     """What `edge-forge diagnose` does where there are more intruders, or more is forgotten."""
 
