@@ -14,6 +14,7 @@ from edge_forge.plan import step_runner as versions
 from edge_forge.plan.cache import BuildStep, Cache, canonical, describe, file_digest, write_json
 from edge_forge.plan.step_runner import code_version
 from edge_forge.progress import Progress
+from edge_forge.train.checkpoints import Checkpoints
 from edge_forge.user_state import UserState
 
 
@@ -393,6 +394,18 @@ def test_libraries_say_nothing_between_the_steps_of_any_kind(cache, tmp_path):
 
     assert steps.run("plain", {}, {}, shown).facts["bars"] is True
     assert steps.run("torch", {}, {}, shown).facts == {"bars": False, "levels": [logging.ERROR, logging.ERROR]}
+
+
+def test_a_killed_training_is_said_to_go_on_only_where_it_does(cache, tmp_path):
+    said = io.StringIO()
+    steps = versions.StepRunner(tmp_path, cache, Progress(said), {})
+    folder = steps.run_folders(tmp_path / "tmp" / "train-1").checkpoints
+    (folder / "checkpoint-5").mkdir(parents=True)  # killed before its seal
+    steps.run_folders(tmp_path / "tmp" / "train-1")
+    assert said.getvalue() == ""
+    Checkpoints(folder).seal(folder / "checkpoint-5")
+    steps.run_folders(tmp_path / "tmp" / "train-1")
+    assert "it goes on from its last checkpoint" in said.getvalue()
 
 
 def test_a_build_folder_that_is_a_file_is_said(tmp_path):

@@ -22,7 +22,7 @@ from typing import Any
 from edge_agent.base.errors import ConfigError, EdgeError
 from edge_forge.plan.cache import BuildStep, Cache, StepResult, file_digest
 from edge_forge.progress import Progress
-from edge_forge.train.checkpoints import RunFolders
+from edge_forge.train.checkpoints import Checkpoints, RunFolders
 
 Code = Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
 """By step: its entry modules, and the distributions whose versions change its result."""
@@ -61,9 +61,10 @@ class StepRunner:
         return entry
 
     def run_folders(self, folder: Path) -> RunFolders:
-        """What outlasts the training that works in `folder`; says so where a killed run left checkpoints."""
+        """What outlasts the training that works in `folder`; says so where a killed run left a checkpoint
+        that it goes on from."""
         found = self.cache.checkpoints(folder)
-        if any(found.glob("checkpoint-*")):
+        if Checkpoints(found).newest() is not None:
             self.progress.say(
                 "a training of the same inputs and settings was ended: it goes on from its last checkpoint"
             )
