@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 
 from edge_agent.base.errors import ConfigError
 from edge_forge.data import knowledge_files
+from edge_forge.data.chat_tokenizer import EncodedRow
+from edge_forge.data.generator_rows import TEXT, Turn
 from edge_forge.evaluate import forgetting
 from edge_forge.models import causal_lm
+from edge_forge.plan.cache import canonical
 from edge_forge.report import forgetting_report
 from edge_forge.report.blocks import page
 
@@ -117,6 +120,24 @@ def test_losses_of_sentences_are_those_of_each_alone(lengths, seed):
     log = model.table.log_softmax(dim=-1)
     alone = [-sum(float(log[a, b]) for a, b in pairwise(row)) for row in rows]
     assert causal_lm.sentence_losses(model, rows) == pytest.approx(alone, rel=1e-4, abs=1e-4)
+
+
+def test_a_model_that_training_broke_has_figures_that_a_record_can_hold():
+    """A loss that is no number would end `diagnose` behind the whole training: JSON has no such value."""
+
+    class Words:
+        ends = (0,)
+
+        def encode(self, row):
+            return EncodedRow((1, 2, 1, 3), (1, 2, 1, 3), 0)
+
+        def ids(self, text, begins=False):
+            return tuple(len(word) for word in text.split())
+
+    asked = forgetting.GeneratorQuestions([(Turn(TEXT, "a bb a ccc"),)], [("a bb", "a ccc")], 8)
+    found = forgetting.generator_scores(Bigrams(torch.full((5, 5), math.nan)), Words(), asked)
+    assert canonical(forgetting.compared({"perplexity": 9.0, "pairs": 1.0}, found))
+    assert found["pairs"] == 0.0 and found["perplexity"] > 1e100
 
 
 def test_what_is_lost_is_the_fall_of_a_share_and_the_rise_of_a_perplexity():

@@ -84,17 +84,17 @@ def repaired_generator(
     """The same of a generator: `folders` are the tuned model's and its adapter's, `learned` is the perplexity of the
     measured answers."""
     from edge_forge.data.chat_tokenizer import to_score
-    from edge_forge.evaluate.generator_metrics import perplexity
+    from edge_forge.evaluate.generator_metrics import bounded, perplexity
     from edge_forge.models.causal_lm import losses, open_model
 
     _, encoded = to_score(measured.tokenizer, measured.rows, measured.max_tokens)
-    tokens = sum(len(row.ids) - max(row.answer, 1) for row in encoded)
+    counts = [len(row.ids) - max(row.answer, 1) for row in encoded]
     found = []
     for factor in (1.0, *FACTORS):
         model = open_model(*folders)
         model = model if folders[1] is None else model.merge_and_unload()
         scale_intruders({name: model.get_submodule(name) for name in intruders}, intruders, factor)
-        learned = perplexity(losses(model, encoded), tokens)
+        learned = perplexity(list(map(bounded, losses(model, encoded), counts)), sum(counts))
         kept = generator_scores(model, measured.tokenizer, asked)
         found.append({"factor": factor, "learned": learned, "kept": kept})
     return found

@@ -132,14 +132,15 @@ def _features(encoder: Encoder, base_dir: Path, texts: Sequence[Text]) -> Any:
 def generator_scores(model: Any, tokenizer: ChatTokenizer, asked: GeneratorQuestions) -> dict[str, float]:
     """Scores of a causal model by question: `perplexity` of the texts, `pairs` in 0..1."""
     from edge_forge.data.chat_tokenizer import to_score
-    from edge_forge.evaluate.generator_metrics import perplexity
+    from edge_forge.evaluate.generator_metrics import bounded, perplexity
     from edge_forge.models.causal_lm import losses
 
     found = {}
     if asked.texts:
         _, parts = to_score(tokenizer, asked.texts, asked.max_tokens)
         parts = [part for part in parts if len(part.ids) > 1]
-        found[PERPLEXITY] = perplexity(losses(model, parts), sum(len(part.ids) - 1 for part in parts))
+        counts = [len(part.ids) - 1 for part in parts]
+        found[PERPLEXITY] = perplexity(list(map(bounded, losses(model, parts), counts)), sum(counts))
     if asked.pairs:
         good, bad = (_losses(model, tokenizer, texts) for texts in zip(*asked.pairs, strict=True))
         found[PAIRS] = sum(one < other for one, other in zip(good, bad, strict=True)) / len(good)

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 
 from edge_agent.base.errors import ConfigError
 
+_WORST_NATS = 500.0
+
 
 @dataclass(frozen=True)
 class AnswerScores:
@@ -53,6 +55,12 @@ def score(answers: Sequence[str], references: Sequence[str]) -> AnswerScores:
         rouge_l=sum(rouge.score(reference, answer)["rougeL"].fmeasure for answer, reference in pairs) / len(pairs),
         json_match=None if any(due is None for due in wanted) else sum(same) / len(same),
     )
+
+
+def bounded(nats: float, tokens: int) -> float:
+    """The loss of a row, at most `_WORST_NATS` a token: one that is not finite would spoil every figure of the file."""
+    worst = _WORST_NATS * tokens
+    return float(nats) if nats < worst else worst  # NaN is not smaller, either
 
 
 def perplexity(losses: Sequence[float], tokens: int) -> float:

@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 
 from edge_forge.data.chat_tokenizer import ChatTokenizer, EncodedRow, to_score
 from edge_forge.data.generator_rows import Row
-from edge_forge.evaluate.generator_metrics import perplexity, score
+from edge_forge.evaluate.generator_metrics import bounded, perplexity, score
 
 _SAMPLES = 8
-_WORST_NATS = 500.0
 Losses = Callable[[Sequence[EncodedRow]], list[float]]
 Answer = Callable[[Sequence[Sequence[int]]], list[str]]
 
@@ -54,7 +53,7 @@ def by_llama(evaluation_set: EvaluationSet, model: Path, adapter: Path | None) -
 def _scored(evaluation_set: EvaluationSet, losses: Losses, answer: Answer) -> dict[str, Any]:
     rows, encoded = to_score(evaluation_set.tokenizer, evaluation_set.rows, evaluation_set.max_tokens)
     counts = [len(row.ids) - max(row.answer, 1) for row in encoded]
-    sums = [_bounded(nats, count) for nats, count in zip(losses(encoded), counts, strict=True)]
+    sums = [bounded(nats, count) for nats, count in zip(losses(encoded), counts, strict=True)]
     found: dict[str, Any] = {
         "rows": len(evaluation_set.rows),
         "tokens": sum(counts),
@@ -66,9 +65,3 @@ def _scored(evaluation_set: EvaluationSet, losses: Losses, answer: Answer) -> di
         found["answers"] = score(said, [row[-1].text for row in rows]).as_dict()
         found["samples"] = [[row[-2].text, row[-1].text, one] for row, one in zip(rows, said, strict=True)][:_SAMPLES]
     return found
-
-
-def _bounded(nats: float, tokens: int) -> float:
-    """The loss of a row, at most `_WORST_NATS` a token: one that is not finite would spoil every figure of the file."""
-    worst = _WORST_NATS * tokens
-    return float(nats) if nats < worst else worst  # NaN is not smaller, either
