@@ -21,6 +21,16 @@ def test_the_newest_whole_one_is_taken(tmp_path):
     assert kept.newest() == kept.folder / "checkpoint-100"
 
 
+def test_a_run_that_begins_leaves_the_one_that_it_goes_on_from_alone(tmp_path):
+    kept = Checkpoints(tmp_path / "train-1")
+    kept.remove_others(None)
+    kept.seal(written(kept.folder, 5))
+    kept.seal(written(kept.folder, 40))
+    written(kept.folder, 60)
+    kept.remove_others(kept.newest())
+    assert [path.name for path in kept.folder.iterdir()] == ["checkpoint-40"]
+
+
 def spoil_weights(place):
     (place / "trained.safetensors").write_text("other")
 

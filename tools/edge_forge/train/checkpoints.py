@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -46,12 +47,21 @@ class Checkpoints:
 
     def newest(self) -> Path | None:
         """The last whole checkpoint that this user made here; None where there is none."""
+        return next((path for path in reversed(self._folders()) if self._is_whole(path)), None)
+
+    def remove_others(self, kept: Path | None) -> None:
+        """Remove all but one. Trainer counts those that are not whole, and would remove a whole one for them."""
+        for path in self._folders():
+            if path != kept:
+                shutil.rmtree(path)
+
+    def _folders(self) -> list[Path]:
         numbered = []
         for path in self.folder.glob("checkpoint-*"):
             number = path.name.removeprefix("checkpoint-")
             if number.isdecimal() and path.is_dir() and not path.is_symlink():
                 numbered.append((int(number), path))
-        return next((path for _, path in sorted(numbered, reverse=True) if self._is_whole(path)), None)
+        return [path for _, path in sorted(numbered)]
 
     def seal(self, checkpoint: Path) -> None:
         """Say that a checkpoint is whole."""

@@ -103,6 +103,9 @@ class ResumableTrainer(Trainer):
     def run(self) -> float:
         """Train to the end, from the newest checkpoint where there is one; returns the share that was done before."""
         newest = self._kept.checkpoints.newest()
+        self.accelerator.wait_for_everyone()  # every process has looked
+        if self.is_world_process_zero():
+            self._kept.checkpoints.remove_others(newest)
         if newest is None:
             self.train()
             return 0.0
