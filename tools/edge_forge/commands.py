@@ -151,10 +151,12 @@ def compare(arguments: argparse.Namespace) -> int:
     plans: dict[str, RecipePlan] = {}
     names = list(unique([title(one.plan.recipe) for one in opened]))
     with cache.locked():
+        for _, plan, file in opened:
+            with lines_named(file, arguments.overlay):
+                _ = plan.training.questions  # what cannot be asked is said before anything long begins
         for (kind, plan, file), name in zip(opened, names, strict=True):
             plan.steps.progress.say(f"== {name} ==")
             with lines_named(file, arguments.overlay):
-                _ = plan.training.questions  # what cannot be asked is said before anything long begins
                 made[name], plans[name] = _compared(kind, plan, arguments)
                 made[name] = {**made[name], "kept": plans[name].training.kept}
         runs = opened[0].kind.timed_in_turns(plans, made)
@@ -205,6 +207,7 @@ def diagnose(arguments: argparse.Namespace) -> int:
         for name, (_, plan, file) in opened.items():
             plan.steps.progress.say(f"== {name} ==")
             with lines_named(file, arguments.overlay):
+                _ = plan.training.questions  # before a head is trained beside the tracing of its base
                 plan.prepare()
                 found[name] = plan.diagnosis()
         section = next(iter(opened.values())).plan.recipe.diagnose
