@@ -71,9 +71,9 @@ class ResumableTrainer(Trainer):
         self.best_path = kept.best
         self._kept = kept
         self._spent_before = (0.0, 0.0)
-        if self.is_fsdp_enabled:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ConfigError(
-                "training with sharded weights (FSDP) is not supported: the best weights are kept whole",
+                "training with sharded weights (FSDP, DeepSpeed) is not supported: the best weights are kept whole",
                 "accelerate", "use distributed data parallel (accelerate's MULTI_GPU or MULTI_CPU)",
             )  # fmt: skip
         self.add_callback(_Often())
