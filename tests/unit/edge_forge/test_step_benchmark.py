@@ -1,13 +1,17 @@
-"""The choice of how a step is computed, on a bench whose timings are given."""
+"""The choice of how a step is computed, on a bench whose timings are given; and the parts of a step."""
 
 from __future__ import annotations
 
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from edge_forge.train import step_benchmark as speed
+from edge_forge.train.classifier_trainer import ClassifierTrainer
 
 
 @dataclass
@@ -48,3 +52,32 @@ def test_a_batch_that_fits_whole_is_not_tried_larger() -> None:
 def test_when_time_is_up_the_best_so_far_is_taken(budget: int, chosen: int) -> None:
     bench = GivenBench({256: 100.0, 512: 80.0, 1024: 60.0, 2048: 40.0, 4096: 30.0}, budget=budget)
     assert best(bench) == chosen
+
+
+def test_gradients_are_exchanged_once_a_batch_whatever_the_number_of_its_parts():
+    """Two processes whose batches have other numbers of parts waited for each other for ever."""
+
+    class Accelerator:
+        def __init__(self):
+            self.apart, self.exchanged = False, []
+
+        @contextmanager
+        def no_sync(self, model):
+            self.apart = True
+            yield
+            self.apart = False
+
+        def backward(self, loss):
+            self.exchanged.append(not self.apart)
+
+    class Model(torch.nn.Module):
+        def forward(self, attention_mask, labels):
+            return {"loss": torch.ones(())}
+
+    trainer = SimpleNamespace(
+        _prepare_inputs=lambda batch: batch, _tokens_at_once=4, compute_loss_context_manager=nullcontext,
+        accelerator=Accelerator(),
+    )  # fmt: skip
+    batch = {"attention_mask": torch.ones(3, 4), "labels": torch.zeros(3)}
+    loss = ClassifierTrainer.training_step(trainer, Model(), batch)
+    assert trainer.accelerator.exchanged == [False, False, True] and float(loss) == pytest.approx(1.0)

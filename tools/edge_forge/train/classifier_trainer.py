@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -170,10 +171,13 @@ class ClassifierTrainer(ResumableTrainer):
         model.train()
         batch = self._prepare_inputs(inputs)
         loss = torch.zeros((), device=batch["labels"].device)
-        for part in split(batch, self._tokens_at_once):
-            with self.compute_loss_context_manager():
-                share = model(**part)["loss"] * (len(part["labels"]) / len(batch["labels"]))
-            self.accelerator.backward(share)
+        parts = list(split(batch, self._tokens_at_once))
+        for place, part in enumerate(parts, 1):
+            # Processes exchange gradients once a batch: the number of parts is each one's own.
+            with self.accelerator.no_sync(model) if place < len(parts) else nullcontext():
+                with self.compute_loss_context_manager():
+                    share = model(**part)["loss"] * (len(part["labels"]) / len(batch["labels"]))
+                self.accelerator.backward(share)
             loss += share.detach()
         return loss
 
