@@ -10,6 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from edge_agent.app import wiring
 from edge_agent.base.errors import EdgeError, PackageError, SignatureError, UsageError
 from edge_agent.base.limits import KIB, MANIFEST_BYTES, STATEMENT_BYTES
@@ -18,6 +20,7 @@ from edge_agent.base.units import bytes_text
 from edge_agent.bundle.catalog import InstalledModel, TrialFigures
 from edge_agent.bundle.jsonio import read_file
 from edge_agent.bundle.layout import Package, package_descriptor
+from edge_agent.bundle.manifest import Digest
 from edge_agent.bundle.trust import Trust
 from edge_agent.bundle.verify import read_release
 from edge_agent.config.load import load
@@ -115,6 +118,15 @@ def install(config: Path | None, package: Path, progress: Progress = silent, aga
     return {"text": "\n  ".join([f"installed {fields['what']}", *notes, *_heard_by(settings)]), **fields}
 
 
+def check_digest(digest: str | None) -> None:
+    """Raise UsageError for what is no digest of a package's index."""
+    try:
+        msgspec.convert(digest, Digest | None)
+    except msgspec.ValidationError:
+        text = f"--digest {one_line(digest)} is no digest: sha256: and 64 hexadecimal digits in small letters"
+        raise UsageError(text, None, "take it from `edge-agent install --json`, or leave it out") from None
+
+
 def install_url(
     config: Path | None, url: str, digest: str | None = None, progress: Progress = silent, again: bool = False
 ) -> dict[str, Any]:
@@ -125,6 +137,7 @@ def install_url(
     from edge_agent.store.remote_file import TransferOptions, check_url
 
     check_url(url)
+    check_digest(digest)
     settings = _settings_of_owner(config)
     _check_trust(settings)
     limit = settings.store.download_kib_s

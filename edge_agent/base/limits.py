@@ -107,8 +107,6 @@ CONTEXT_TOKENS = 131_072
 BLOB_BYTES = 64 * GIB
 PATH_BYTES = 255
 PACKAGE_MEMBERS = 4096
-PACKAGE_HEAD_BYTES = 8 * MIB
-"""Of a package that is fetched: its statement, index and chain of roots together, which nothing vouches for yet."""
 # The tokenizer.json of the largest multilingual vocabularies has 17 MB.
 TOKENIZER_BYTES = 64 * MIB
 # Parts of an ONNX graph. A node of two bytes is an object of about 170 bytes in ONNX Runtime, so the count bounds a

@@ -7,7 +7,6 @@ pays only for itself.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -325,14 +324,6 @@ def _port(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) <= 65535):
         raise argparse.ArgumentTypeError(f"{text!r} is no port; 0 to 65535 are")
     return int(text)
-
-
-def _digest(text: str) -> str:
-    if re.fullmatch(r"sha256:[0-9a-f]{64}", text) is None:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no digest; sha256: and 64 hexadecimal digits in small letters are"
-        )
-    return text
 
 
 def _broker_options(verb: argparse.ArgumentParser) -> None:

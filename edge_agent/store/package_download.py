@@ -62,7 +62,6 @@ class PackageDownload:
         self._check, self._room = check, room
         self._remote = RemoteFile(url, options)
         self._manifests: frozenset[str] = frozenset()
-        self._head_bytes = 0
 
     @property
     def moved_bytes(self) -> int:
@@ -114,10 +113,8 @@ class PackageDownload:
     def _take(self, member: tarform.Member) -> None:
         digest = _digest(member.name)
         if digest is None:
-            self._head_bytes += member.size
-            if self._head_bytes > limits.PACKAGE_HEAD_BYTES:
-                most = bytes_text(limits.PACKAGE_HEAD_BYTES)
-                raise PackageError(f"what stands before its blobs has more than {most}", self._remote.url)
+            if member.size > limits.MANIFEST_BYTES:
+                raise PackageError(f"{member.name} has {bytes_text(member.size)}", self._remote.url)
             (self._package / member.name).write_bytes(self._remote.read(member.size))
             return
         small = not self._remote.ranges or member.size <= WINDOW  # else it is skipped for now

@@ -228,19 +228,6 @@ def test_a_full_disk_and_a_busy_store_are_waited_for_until_the_time_is_up() -> N
     assert board.state.summary is ItemState.APPLIED
 
 
-def test_attempts_without_a_source_do_not_count_against_those_that_try_the_package() -> None:
-    board = Board([MODEL], within_s=1e6, offered={"p1"})
-    for cause in [Cause.SOURCE] * MOST_ATTEMPTS + [Cause.STORE] * (MOST_ATTEMPTS - 1):
-        while board.step() is None:
-            assert not board.state.ended
-        board.end(cause, done=False)
-    assert board.item(MODEL).state is ItemState.PENDING
-    while board.step() is None:
-        pass
-    board.end(Cause.STORE, done=False)
-    assert board.item(MODEL).state is ItemState.REFUSED
-
-
 def test_attempts_that_take_the_board_down_are_given_up() -> None:
     board = Board([MODEL], within_s=86400.0, offered={"p1"})
     for _ in range(MOST_CUT_OFF):
