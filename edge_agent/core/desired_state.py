@@ -129,8 +129,8 @@ class InstalledPackages:
 @dataclass(slots=True)
 class Item:
     """The state of one thing. `since_s` is wall time, of the state as it is reported; `reason` says why it was refused
-    or rolled back, or what the last attempt met; `again_s` is monotonic; `next` says what happens next while it is
-    pending."""
+    or rolled back, or what the last attempt met; `trials`: attempts that failed for a cause that counts; `again_s` is
+    monotonic; `next` says what happens next while it is pending."""
 
     wanted: Wanted
     state: ItemState = ItemState.PENDING
@@ -139,6 +139,7 @@ class Item:
     cause: Cause | None = None
     attempts: int = 0
     cut_off: int = 0
+    trials: int = 0
     again_s: float = -math.inf
     next: str = ""
 
@@ -178,7 +179,8 @@ class Item:
     def failed(self, cause: Cause, reason: str, now_s: float, wall_s: float) -> None:
         """The attempt ended without effect; it is refused, or tried again later."""
         self.reason, self.cause = reason, cause
-        if cause in FOR_GOOD or (cause not in UNCOUNTED and self.attempts >= MOST_ATTEMPTS):
+        self.trials += cause not in UNCOUNTED
+        if cause in FOR_GOOD or self.trials >= MOST_ATTEMPTS:
             self.move(ItemEvent.REFUSED, wall_s)
             return
         self.move(ItemEvent.FAILED, wall_s)

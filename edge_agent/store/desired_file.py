@@ -38,6 +38,7 @@ class _Item(Document, frozen=True, kw_only=True):
     cause: Cause | None = None
     attempts: int = 0
     cut_off: int = 0
+    trials: int = 0
 
 
 class _Desired(Document, frozen=True, kw_only=True):
@@ -77,6 +78,7 @@ class DesiredFile:
                 one.cause,
                 one.attempts,
                 one.cut_off,
+                one.trials,
             )
             for one in found.items
         ]
@@ -101,6 +103,7 @@ class DesiredFile:
                 cause=one.cause,
                 attempts=one.attempts,
                 cut_off=one.cut_off,
+                trials=one.trials,
             )
             for one in state.items
         )

@@ -228,6 +228,15 @@ def test_a_full_disk_and_a_busy_store_are_waited_for_until_the_time_is_up() -> N
     assert board.state.summary is ItemState.APPLIED
 
 
+def test_attempts_that_found_no_package_are_no_trials_of_it() -> None:
+    board = Board([MODEL], within_s=86400.0, offered={"p1"})
+    for cause in (*[Cause.SOURCE] * MOST_ATTEMPTS, Cause.STORE):
+        while board.step() is None:
+            assert not board.state.ended
+        board.end(cause, done=False)
+    assert board.item(MODEL).state is ItemState.PENDING, "its first trial failed, and it is tried again"
+
+
 def test_attempts_that_take_the_board_down_are_given_up() -> None:
     board = Board([MODEL], within_s=86400.0, offered={"p1"})
     for _ in range(MOST_CUT_OFF):
