@@ -35,6 +35,8 @@ SLOW_S, SLOW_BYTES = 60.0, 60 * limits.KIB
 WINDOW = 32 * limits.KIB
 """So much is asked for at once where it is not known how much is needed: the heads of a tar."""
 DISCARD = 64 * limits.KIB
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", re.ASCII)
+"""More digits are no place in a file, and `int` refuses thousands of them."""
 T = TypeVar("T")
 
 
@@ -99,7 +101,9 @@ class RemoteFile:
         self._began_s = options.now_s()
         # When the connection began to be watched for its speed, and what had been moved by then.
         self._watched: tuple[float, int] = (0.0, 0)
-        self._failures, self._moved_at_failure = 0, 0
+        # What the caller was given: what a server without ranges sends again on the way there is no progress.
+        self._given_bytes = self._given_at_failure = 0
+        self._failures = 0
 
     def open(self) -> None:
         """Ask for the file. Raises StoreError."""
@@ -130,6 +134,7 @@ class RemoteFile:
             raise PackageError(text, self.url, "it was cut or changed on the server")
         chunk = self._persist(lambda: self._chunk(most))
         self.position += len(chunk)
+        self._given_bytes += len(chunk)
         return chunk
 
     def _persist(self, step: Callable[[], T]) -> T:
@@ -148,9 +153,9 @@ class RemoteFile:
 
     def _note_failure(self, reason: str, error: Exception) -> None:
         self.close()
-        if self.moved_bytes - self._moved_at_failure >= SLOW_BYTES:
+        if self._given_bytes - self._given_at_failure >= SLOW_BYTES:
             self._failures = 0
-        self._failures, self._moved_at_failure = self._failures + 1, self.moved_bytes
+        self._failures, self._given_at_failure = self._failures + 1, self._given_bytes
         if self._failures >= TRIES:
             where = f"after {self.position} of {self.total_bytes} bytes: " if self.total_bytes else ""
             raise self._given_up(f"{where}{reason}; {TRIES} connections in a row brought next to nothing") from error
@@ -183,7 +188,7 @@ class RemoteFile:
         """What the server states of itself. Raises StoreError for what contradicts itself, or an earlier answer."""
         start, end, total = 0, "", response.headers.get("Content-Length", "")
         if response.status == 206:
-            found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", "").strip())
+            found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
             if found is None or int(found[1]) != self.position:
                 stated = response.headers.get("Content-Range", "nothing")[:60]
                 raise self._given_up(
@@ -194,7 +199,7 @@ class RemoteFile:
             raise self._given_up(f"the server answers {response.status}")
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise self._given_up("the server sends the file compressed, which was not asked for")
-        if not total.isdecimal():
+        if re.fullmatch(r"\d{1,18}", total, re.ASCII) is None:
             raise self._given_up("the server does not state how large the file is")
         mark = response.headers.get("ETag")
         mark = mark if mark is not None and mark.startswith('"') else None
