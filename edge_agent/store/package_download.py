@@ -112,9 +112,10 @@ class PackageDownload:
 
     def _take(self, member: tarform.Member) -> None:
         digest = _digest(member.name)
+        if (digest is None or digest in self._manifests) and member.size > limits.MANIFEST_BYTES:
+            # A manifest is fetched before there is known to be room.
+            raise PackageError(f"{member.name} has {bytes_text(member.size)}", self._remote.url)
         if digest is None:
-            if member.size > limits.MANIFEST_BYTES:
-                raise PackageError(f"{member.name} has {bytes_text(member.size)}", self._remote.url)
             (self._package / member.name).write_bytes(self._remote.read(member.size))
             return
         small = not self._remote.ranges or member.size <= WINDOW  # else it is skipped for now
@@ -184,6 +185,19 @@ class PackageDownload:
         target, partial = self._package / member.name, self._partial / digest.removeprefix("sha256:")
         if target.exists() and target.stat().st_size == member.size:
             return
+        # What an earlier try left may be damaged itself: a power cut can leave a file its length without its bytes.
+        begun = partial.exists() and partial.stat().st_size > 0
+        for _ in range(2 if begun else 1):
+            self._append(member, partial)
+            if self._blobs.digest_of(partial) == digest:
+                partial.replace(target)
+                return
+            partial.unlink()
+        where = f"{self._remote.url} (blob {digest[7:19]})"
+        raise PackageError("its SHA-256 is not its name: damaged or exchanged", where, "fetch the package again")
+
+    def _append(self, member: tarform.Member, partial: Path) -> None:
+        """Fetch what the partial file lacks of a member."""
         with partial.open("ab") as file:
             done = file.tell()
             if done > member.size:
@@ -195,11 +209,6 @@ class PackageDownload:
                 done += len(chunk)
             file.flush()
             os.fsync(file.fileno())
-        if self._blobs.digest_of(partial) != digest:
-            partial.unlink()
-            where = f"{self._remote.url} (blob {digest[7:19]})"
-            raise PackageError("its SHA-256 is not its name: damaged or exchanged", where, "fetch the package again")
-        partial.replace(target)
 
     def _drop_strangers(self, members: dict[str, tarform.Member]) -> None:
         """Files of an earlier package at this URL would be no part of this one."""
@@ -207,6 +216,9 @@ class PackageDownload:
             for path in list(folder.iterdir()):
                 if path.is_file() and path.relative_to(self._package).as_posix() not in members:
                     path.unlink()
+        for path in list(self._partial.iterdir()):
+            if BLOBS + path.name not in members:
+                path.unlink()
 
 
 def _digest(name: str) -> str | None:

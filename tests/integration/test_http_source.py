@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import json
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import pytest
 
 from edge_agent.base.causes import Cause
 from edge_agent.base.errors import PackageError, SignatureError, StoreError, UsageError
+from edge_agent.bundle import tarform
 from edge_agent.bundle.layout import Package
 from edge_agent.bundle.verify import read_release
 from edge_agent.store.inbox_packages import package_digest
@@ -37,6 +39,7 @@ class Manners:
     breaks: int = 1 << 30
     states_more: int = 0
     no_length: bool = False
+    length: str | None = None
     status: int | None = None
     redirect: str | None = None
     wrong_place: bool = False
@@ -74,7 +77,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if manners.etag:
             self.send_header("ETag", mark)
         if not manners.no_length:
-            self.send_header("Content-Length", str(end - start))
+            self.send_header("Content-Length", manners.length or str(end - start))
         self.end_headers()
         self._send(data[start:end])
 
@@ -204,12 +207,51 @@ def test_a_source_that_gives_up_is_taken_up_by_the_next_try(server: Server, tmp_
     assert server.install() < size - 30_000, "what was fetched is not fetched again"
 
 
+def test_a_server_without_ranges_that_breaks_at_one_place_is_given_up(server: Server, tmp_path: Path) -> None:
+    server.serve(big_package(tmp_path))
+    server.manners.ranges, server.manners.breaks_after = False, 150_000
+    with pytest.raises(StoreError, match="5 connections in a row brought next to nothing"):
+        server.install()
+    assert server.manners.sent <= 7 * 150_000, "the same bytes again are no progress"
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_what_a_power_cut_left_damaged_is_fetched_again(server: Server, tmp_path: Path, ranges: bool) -> None:
+    server.serve(big_package(tmp_path))
+    server.manners.breaks_after, server.manners.ranges = 30_000 if ranges else 150_000, ranges
+    with pytest.raises(StoreError):
+        server.install()
+    (partial,) = (tmp_path / "downloads").glob("*/partial/*")
+    partial.write_bytes(bytes(partial.stat().st_size))
+    server.manners.breaks_after = None
+    server.install()
+    assert [model.name for model in server.store.active()] == ["tiny"]
+
+
+def test_a_manifest_that_is_too_large_is_not_fetched(server: Server, tmp_path: Path) -> None:
+    """Manifests are fetched before room is looked for: a server could fill the disk with one."""
+    data = server.serve(big_package(tmp_path))
+    place, claimed = data.index(b"index.json\0"), 40 * 1024 * 1024
+    size = int(data[place + 124 : place + 135], 8)
+    digest = json.loads(data[place + 512 : place + 512 + size])["manifests"][0]["digest"].removeprefix("sha256:")
+    name = f"blobs/sha256/{digest}"
+    at = data.index(f"{name}\0".encode())
+    body = -(-int(data[at + 124 : at + 135], 8) // 512) * 512
+    server.manners.files["/p.tar"] = (
+        data[:at] + tarform.header(name, claimed) + bytes(claimed) + data[at + 512 + body :]
+    )
+    with pytest.raises(PackageError, match=f"{name} has 4"):
+        server.install()
+    assert server.manners.sent < claimed / 10
+
+
 @pytest.mark.parametrize(
     ("manners", "error", "said"),
     [
         ({"status": 404}, StoreError, "the server answers 404"),
         ({"status": 503}, StoreError, "the server answers 503 .*5 connections in a row"),
         ({"no_length": True, "ranges": False}, StoreError, "does not state how large the file is"),
+        ({"length": "9" * 5000, "ranges": False}, StoreError, "does not state how large the file is"),
         ({"states_more": 512, "ranges": False}, PackageError, "bytes, the package ends after"),
         ({"states_more": 512}, PackageError, "bytes, the package ends after"),
         ({"states_more": -2000, "ranges": False}, PackageError, "the package goes on behind them"),
