@@ -36,6 +36,8 @@ from edge_agent.store.remote_file import WINDOW, RemoteFile, TransferOptions
 CHUNK = 64 * limits.KIB
 KEPT_S = 7 * 86400.0
 """Downloads that were begun and left are deleted after this time."""
+HEAD_BYTES = 4 * limits.MANIFEST_BYTES
+"""Of statement, root files and index together: they are fetched before a signature is checked and room looked for."""
 Check = Callable[[Package], None]
 """Called with the package as soon as its statement and index are there; refuses it by raising."""
 
@@ -91,6 +93,7 @@ class PackageDownload:
     def _walk(self) -> dict[str, tarform.Member]:
         """Every member of the tar; the files that are not skipped are in the folder afterwards."""
         remote, members, last = self._remote, dict[str, tarform.Member](), (-1, 0, "")
+        head_bytes = 0
         while any(block := remote.read(tarform.BLOCK)):
             name, size = _header(block, remote.url)
             if tarform.order(name) <= last or (not members and name != "release.dsse.json"):
@@ -100,6 +103,9 @@ class PackageDownload:
                 raise PackageError(f"it holds more than {limits.PACKAGE_MEMBERS} files", remote.url)
             if last[0] == 3 and not self._manifests:
                 self._check_head()
+            head_bytes += size if last[0] < 3 else 0
+            if head_bytes > HEAD_BYTES:
+                raise PackageError(f"it has more than {bytes_text(HEAD_BYTES)} before its blobs", remote.url)
             member = members[name] = tarform.Member(name, remote.position, size)
             self._take(member)
             remote.seek(member.offset + size + tarform.padding(size))

@@ -245,6 +245,18 @@ def test_a_manifest_that_is_too_large_is_not_fetched(server: Server, tmp_path: P
     assert server.manners.sent < claimed / 10
 
 
+def test_root_files_without_end_are_not_fetched(server: Server, tmp_path: Path) -> None:
+    """They come before a signature is checked: a server could fill the disk with them."""
+    data, size = server.serve(big_package(tmp_path)), 4 * 1024 * 1024
+    end = data.index(b"oci-layout\0")
+    start = data.index(b"root/") if b"root/" in data[:end] else end
+    roots = b"".join(tarform.header(f"root/{one}.json", size) + bytes(size) for one in range(1, 10))
+    server.manners.files["/p.tar"] = data[:start] + roots + data[end:]
+    with pytest.raises(PackageError, match="before its blobs"):
+        server.install()
+    assert server.manners.sent < 5 * size
+
+
 @pytest.mark.parametrize(
     ("manners", "error", "said"),
     [
