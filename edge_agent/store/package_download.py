@@ -12,11 +12,12 @@ daemon never imports it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +73,7 @@ class PackageDownload:
 
     def fetch(self) -> Path:
         """The folder to install. Raises PackageError, SignatureError, StoreError; what was fetched by then is kept."""
-        with translated(self._top):
+        with translated(self._top), _alone(self._top):
             _forget_old(self._others, self._top)
             for folder in (self._package / BLOBS, self._package / "root", self._partial):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -225,6 +226,22 @@ class PackageDownload:
         for path in list(self._partial.iterdir()):
             if BLOBS + path.name not in members:
                 path.unlink()
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder of a download: two processes that append to one file damage it. Raises StoreError while another
+    process holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError("another process fetches from this URL", str(folder), "wait for it", Cause.BUSY) from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _digest(name: str) -> str | None:

@@ -19,6 +19,7 @@ from edge_agent.base.errors import PackageError, SignatureError, StoreError, Usa
 from edge_agent.bundle import tarform
 from edge_agent.bundle.layout import Package
 from edge_agent.bundle.verify import read_release
+from edge_agent.store import package_download
 from edge_agent.store.inbox_packages import package_digest
 from edge_agent.store.install_plan import InstallContext
 from edge_agent.store.model_store import ModelStore
@@ -245,16 +246,35 @@ def test_a_manifest_that_is_too_large_is_not_fetched(server: Server, tmp_path: P
     assert server.manners.sent < claimed / 10
 
 
-def test_root_files_without_end_are_not_fetched(server: Server, tmp_path: Path) -> None:
+def test_root_files_without_end_are_not_fetched(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They come before a signature is checked: a server could fill the disk with them."""
-    data, size = server.serve(big_package(tmp_path)), 4 * 1024 * 1024
+    monkeypatch.setattr(package_download, "HEAD_BYTES", 64 * 1024)
+    data, size = server.serve(big_package(tmp_path)), 16 * 1024
     end = data.index(b"oci-layout\0")
     start = data.index(b"root/") if b"root/" in data[:end] else end
     roots = b"".join(tarform.header(f"root/{one}.json", size) + bytes(size) for one in range(1, 10))
     server.manners.files["/p.tar"] = data[:start] + roots + data[end:]
     with pytest.raises(PackageError, match="before its blobs"):
         server.install()
-    assert server.manners.sent < 5 * size
+    assert server.manners.sent < 8 * size
+
+
+def test_two_downloads_from_one_url_are_not_mixed(server: Server, tmp_path: Path) -> None:
+    server.serve(big_package(tmp_path))
+    second = server.download()
+
+    def check(_package: Package) -> None:
+        with pytest.raises(StoreError, match="another process fetches from this URL") as caught:
+            second.fetch()
+        assert caught.value.cause is Cause.BUSY
+
+    first = server.download()
+    first._check = check
+    server.store.install(first.fetch())
+    assert [model.name for model in server.store.active()] == ["tiny"]
+    second.fetch()
 
 
 @pytest.mark.parametrize(
