@@ -7,7 +7,8 @@ The page for operators is docs/desired.md. Rules for changes:
 - Time is the running time of the daemon (monotonic), carried over restarts, where each restart costs `RESTART_S`. The
   wall clock is shown and never decided by. So every version ends within `within_s` of running time, and after
   `within_s / RESTART_S` restarts at the latest.
-- An attempt is begun before the time is up and gets the time that is left; TIME_UP comes to items without one.
+- An attempt is begun before the time is up and gets the time that is left, at most that of an order;
+  TIME_UP comes to items without one.
 
 This module knows no file and no clock. `agent.desired_keeper` carries out its orders, one at a time.
 """
@@ -31,10 +32,9 @@ MOST_CUT_OFF = 3
 must not be repeated until the time is up."""
 LEAST_ATTEMPT_S = 10.0
 """An attempt that would have less time is not begun."""
-FOR_GOOD = frozenset(
-    {Cause.PACKAGE_REFUSED, Cause.SIGNATURE, Cause.PROBES_FAILED, Cause.INVALID, Cause.NO_EARLIER_VERSION}
-)
-"""Causes that the same package meets again on this device; all others are tried again."""
+FOR_GOOD = frozenset({Cause.PACKAGE_REFUSED, Cause.SIGNATURE, Cause.PROBES_FAILED, Cause.NO_EARLIER_VERSION})
+"""Causes that the same package meets again on this device; all others are tried again. INVALID is none: the settings
+file has it, too, while someone edits it."""
 UNCOUNTED = frozenset({Cause.BUSY, Cause.UNAVAILABLE, Cause.DISK_FULL, Cause.SOURCE})
 """Causes that say nothing about the package and cost no trial: tried again until the time is up. After any other one,
 `MOST_ATTEMPTS` attempts are made: each may load the model and wear the board."""

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.base.causes import Cause
+from edge_agent.base.errors import ConfigError
 from edge_agent.core.desired_state import (
     ENDED,
     FOR_GOOD,
@@ -189,6 +190,13 @@ def test_what_the_same_package_meets_again_is_refused_at_once(cause: Cause) -> N
     board.step()
     board.end(cause, done=False)
     assert (board.item(MODEL).state, board.item(MODEL).cause) == (ItemState.REFUSED, cause)
+
+
+def test_settings_that_cannot_be_read_for_a_moment_refuse_no_package() -> None:
+    board = Board([MODEL], offered={"p1"})
+    board.step()
+    board.end(ConfigError("a value is missing").cause, done=False)
+    assert board.item(MODEL).state is ItemState.PENDING
 
 
 def test_failures_that_may_pass_are_tried_again_with_pauses_and_not_for_ever() -> None:
