@@ -82,6 +82,16 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
             raise urllib.error.HTTPError(newurl, code, f"a redirection from {before} to {after}", headers, fp)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
+    def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
+        """See `urllib.request.HTTPRedirectHandler`, which leaves the answer open where its place is no URL."""
+        try:
+            return super().http_error_302(req, fp, code, msg, headers)
+        except ValueError:
+            fp.close()
+            raise
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
 
 class RemoteFile:
     """The file at `url`. `total_bytes` and `ranges` are known after `open`; `moved_bytes`: what was read of bodies."""
@@ -147,7 +157,8 @@ class RemoteFile:
                 if 400 <= error.code < 500 and error.code not in (408, 429):
                     raise self._given_up(f"the server answers {error.code} {error.reason}") from error
                 self._note_failure(f"the server answers {error.code} {error.reason}", error)
-            except (OSError, http.client.HTTPException, _SourceFailed) as error:
+            # ValueError: a redirection to what is no URL, or to a host that can have no name.
+            except (OSError, http.client.HTTPException, ValueError, _SourceFailed) as error:
                 reason = getattr(error, "reason", None) or error
                 self._note_failure(f"{reason}" or type(error).__name__, error)
 

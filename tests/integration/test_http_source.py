@@ -380,6 +380,14 @@ def test_the_operators_limit_holds(server: Server, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("place", ["http://[::1/p.tar", f"http://{'a' * 70}.invalid/p.tar", "http://host:port/p.tar"])
+def test_a_redirection_to_what_is_no_url_is_told(server: Server, place: str) -> None:
+    server.manners.redirect = place
+    with pytest.raises(StoreError, match="5 connections in a row brought next to nothing") as caught:
+        server.download("moved").fetch()
+    assert caught.value.cause is Cause.SOURCE
+
+
 def test_a_redirection_is_followed_to_http_alone(server: Server, tmp_path: Path) -> None:
     server.serve(big_package(tmp_path))
     server.manners.redirect = f"{server.url}/p.tar"
