@@ -9,6 +9,7 @@ from edge_forge.evaluate.classifier_metrics import evaluate
 from edge_forge.evaluate.predict import predict, predict_with_features
 from edge_forge.export.onnx import export_graphs as export
 from edge_forge.models import bases
+from edge_forge.train.checkpoints import RunFolders
 from edge_forge.train.classifier_job import ClassifierJob
 from edge_forge.train.classifier_session import run
 from edge_forge.train.methods import ADAPTER, METHODS
@@ -46,7 +47,8 @@ def test_what_a_method_learned_is_computed_alike_by_pytorch_and_by_the_device(na
     values = {**QUICK, "learning_rate": RATES.get(name, 5e-3), "rank": 4, "frozen_share": 0.5}
     (tmp_path / "work").mkdir()
     job = ClassifierJob(
-        base.directory, base.base_id, tmp_path / "run", tmp_path / "work", LABELS, ROWS, ROWS,
+        base.directory, base.base_id, tmp_path / "run", tmp_path / "work",
+        RunFolders(tmp_path / "kept", tmp_path / "reports"), LABELS, ROWS, ROWS,
         settings(name, values=values),
     )  # fmt: skip
     record = run(job, Told())
