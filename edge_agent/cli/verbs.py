@@ -236,10 +236,7 @@ def _add_packages(verbs: Any) -> None:
         "beside it (default: the one package that is named)",
     )  # fmt: skip
     verb.add_argument(
-        "--digest",
-        type=_digest,
-        metavar="sha256:HEX",
-        help="of its index: another package at the URL is refused (default: any)",
+        "--digest", metavar="sha256:HEX", help="of its index: another package at the URL is refused (default: any)"
     )
     verb.add_argument("--again", action="store_true", help="try a package whose trials were cut off three times")
     verb.add_argument("--json", action="store_true", help="as JSON (default: lines for people)")
