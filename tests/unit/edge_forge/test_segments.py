@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, processors
+from tokenizers import Tokenizer, pre_tokenizers, processors
 
 from edge_forge.evaluate import measure_onnx as measure
 from edge_forge.export.onnx.export_graphs import trace_base
 from edge_forge.models.encoder import open_encoder
-from edge_forge.models.segments import PairForm, Segments, pair_form
+from edge_forge.models.segments import PairForm, Segments, pair_form, separator_in_texts
 from tests.support import tiny_base as tiny
 
 TOKENS = 24
@@ -57,6 +57,19 @@ def test_a_file_that_says_nothing_of_pairs_has_no_form(tmp_path, text):
     if text is not None:
         (tmp_path / "tokenizer.json").write_text(text)
     assert pair_form(tmp_path) == PairForm(None, False)
+
+
+@pytest.mark.parametrize(
+    ("splitter", "written"),
+    [(pre_tokenizers.WhitespaceSplit(), "a [SEP] b"), (pre_tokenizers.BertPreTokenizer(), None)],
+)
+def test_a_separator_that_a_text_can_write_is_found(tiny_base, tmp_path, splitter, written):
+    """A vocabulary of whole words has it as a word; where punctuation is split first, no text can write it."""
+    tokenizer = Tokenizer.from_file(str(tiny_base / "tokenizer.json"))
+    tokenizer.post_processor = template("[CLS] $A [SEP] $B:1 [SEP]:1")
+    tokenizer.pre_tokenizer = splitter
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert separator_in_texts(tmp_path) == written
 
 
 @given(texts=st.one_of(WORDS, st.tuples(WORDS, WORDS)))

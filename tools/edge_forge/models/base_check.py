@@ -35,6 +35,7 @@ def examine(base_dir: Path) -> dict[str, Any]:
         "pooling": plan.described(),
         "prompt": plan.prompt,
         "joins": segments.pair_form(base_dir).separator is not None,
+        "separator_in_texts": segments.separator_in_texts(base_dir),
     }
 
 

@@ -4,9 +4,10 @@ trained with, found from the token ids alone.
 A file of its own because it is about tokenizer and model together, and `encoder` knows no tokenizer.
 
 A pair is `[CLS] text [SEP] text_pair [SEP]`: what follows the first separator is the second text. A text cannot write a
-separator (`tasks.tokens`), so nothing else moves that place. The rule is a part of the model's forward pass and goes
-into the graph with it, so that every runtime, batch and adapter bank keeps the two inputs that it has, and a pair may
-share a batch with single texts (docs/decisions/0250). Of a single text, only its padding follows the separator.
+separator (`tasks.tokens`; a base where it can is refused for pairs), so nothing else moves that place. The rule is a
+part of the model's forward pass and goes into the graph with it, so that every runtime, batch and adapter bank keeps
+the two inputs that it has, and a pair may share a batch with single texts (docs/decisions/0250). Of a single text, only
+its padding follows the separator.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+from edge_forge.models.bases import plain_tokenizer
 
 _LONG = 2**30
 
@@ -37,6 +40,20 @@ def pair_form(base_dir: Path) -> PairForm:
         return _form_of(found.get("post_processor") or {})
     except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError):
         return PairForm(None, False)
+
+
+def separator_in_texts(base_dir: Path) -> str | None:
+    """A text that writes the separator, None where none can. Devices take nothing in a text for a special token, but a
+    vocabulary may have the separator's spelling as an ordinary piece (Unigram, whole words)."""
+    separator = pair_form(base_dir).separator
+    if separator is None:
+        return None
+    tokenizer = plain_tokenizer((base_dir / "tokenizer.json").read_text(encoding="utf-8"))
+    spelled = tokenizer.id_to_token(separator) or ""
+    for text in (f"a {spelled} b", f"a{spelled}b", spelled):
+        if separator in tokenizer.encode(text, add_special_tokens=False).ids:
+            return text
+    return None
 
 
 def _form_of(processor: Mapping[str, Any]) -> PairForm:

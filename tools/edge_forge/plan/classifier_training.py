@@ -234,6 +234,12 @@ class ClassifierTraining:
                 "the base's tokenizer puts nothing between the two texts of a pair", "data.text_pair",
                 "take a base whose tokenizer.json has a template for pairs, such as BERT or MiniLM",
             )  # fmt: skip
+        if self.recipe.data.text_pair and (written := facts["separator_in_texts"]) is not None:
+            raise ConfigError(
+                f"the base's tokenizer reads {written!r} with the token that separates the two texts of a pair, so a "
+                "text could move the border between them", "data.text_pair",
+                "take a base whose vocabulary splits it, such as BERT or MiniLM",
+            )  # fmt: skip
         base = dataclasses.replace(base, base_id=facts["base_id"])
         self.steps.progress.say(f"base: {base.source} ({size(base.size_bytes)}, {base.base_id[:19]}...)")
         if unused := bases.about_beside(base.directory):
