@@ -27,6 +27,8 @@ from edge_forge.sweep import space as spaces
 from edge_forge.train.methods import METHODS
 from edge_forge.train.settings import NAMES
 
+_STEM_CHARACTERS = 120
+
 
 class Opened(NamedTuple):
     """A recipe's kind, its plan and its file."""
@@ -161,7 +163,7 @@ def compare(arguments: argparse.Namespace) -> int:
                 made[name] = {**made[name], "kept": plans[name].training.kept}
         runs = opened[0].kind.timed_in_turns(plans, made)
         kept = {name: one["kept"] for name, one in runs.items()}
-        stem = "compare-" + "-".join(dict.fromkeys(one.plan.recipe.name for one in opened))
+        stem = joined_stem("compare", [one.plan.recipe.name for one in opened])
         content = [*parts.comparison(runs), *forgetting_report.comparison(kept)]
         written = write_report(cache, stem, runs, content)
     if arguments.json:
@@ -270,6 +272,14 @@ def _ranks(text: str, method: str) -> list[int]:
     if not all(one.isdecimal() and int(one) > 0 for one in parts):
         raise UsageError(f"{text!r} are no ranks", "--ranks", "write whole numbers above 0, as 1,8,16")
     return list(dict.fromkeys(map(int, parts)))
+
+
+def joined_stem(what: str, names: Sequence[str]) -> str:
+    """The name of a report on several recipes; of many or long names it is cut, since file systems take 255 bytes."""
+    stem = f"{what}-" + "-".join(dict.fromkeys(names))
+    if len(stem) <= _STEM_CHARACTERS:
+        return stem
+    return f"{stem[:_STEM_CHARACTERS]}-{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
 
 
 def report_stem(folder: Path, name: str, file: Path) -> str:

@@ -35,7 +35,7 @@ def sequence(arguments: argparse.Namespace) -> int:
                 training.check_inputs()
         _check_bases(apart)
         found = _figures(opened, apart)
-        stem = "sequence-" + "-".join(dict.fromkeys(found["tasks"]))
+        stem = commands.joined_stem("sequence", found["tasks"])
         written = commands.write_report(steps.cache, stem, found, sequence_report.blocks_of(found))
     if arguments.json:
         print(json.dumps({**found, "report": [str(path) for path in written]}, indent=1, ensure_ascii=False))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edge_forge.commands import report_stem
+from edge_forge.commands import joined_stem, report_stem
 from edge_forge.report import claims, classifier_report, generator_report, plots
 from edge_forge.report.blocks import Drawing, Heading, Items, Paragraph, Table, markdown, page, write
 
@@ -341,3 +341,10 @@ def test_recipes_of_one_name_in_one_build_folder_keep_their_reports_apart(tmp_pa
     for odd in ("[]", "{", '{"recipe": {}}'):
         (folder / "lamps.json").write_text(odd)
         assert report_stem(folder, "lamps", files[1]) == "lamps"
+
+
+def test_a_report_on_many_recipes_has_a_name_that_a_file_system_takes():
+    assert joined_stem("compare", ["one", "two", "one"]) == "compare-one-two"
+    long = [f"{'n' * 60}{number}" for number in range(5)]
+    assert len(joined_stem("compare", long)) < 200
+    assert joined_stem("compare", long) != joined_stem("compare", [*long[:4], "other"])
