@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from edge_agent.base.causes import Cause
 from edge_agent.base.errors import BackendMissing, EdgeError
 from edge_agent.base.units import bytes_text, duration_text
 from edge_agent.client.request_client import RequestClient
@@ -49,6 +50,7 @@ LORA = (
     Act("urgency", "urgency", "a LoRA adapter for another task on the same base", (_BANKED,)),
 )
 BASE = "minilm"
+TAKE_OVER_S, LOOK_AGAIN_S = 20.0, 0.2
 QUESTIONS: Mapping[str, tuple[str, ...]] = {
     "home-intents": (
         "it's getting a bit chilly in here",
@@ -132,11 +134,21 @@ async def _ask_together(broker: stage.Broker, acts: Sequence[Act]) -> None:
 
 
 async def _ask(client: RequestClient, adapter: str, text: str) -> dict[str, Any]:
+    until_s = time.monotonic() + TAKE_OVER_S
     reply = await client.infer(DEVICE, BASE, {"text": text, "adapter": adapter}, 20.0)
+    while _not_taken_over(reply, until_s):
+        await asyncio.sleep(LOOK_AGAIN_S)
+        reply = await client.infer(DEVICE, BASE, {"text": text, "adapter": adapter}, 20.0)
     if reply.status != 200:
         raise EdgeError(f"{adapter}: {reply.reason}")
     fields: dict[str, Any] = msgspec.to_builtins(reply)
     return fields
+
+
+def _not_taken_over(reply: Reply, until_s: float) -> bool:
+    """Whether the daemon has not looked at its store since the install: it does once a second, later where it is
+    busy."""
+    return reply.cause == Cause.UNKNOWN_ADAPTER.value and time.monotonic() < until_s
 
 
 async def _show_board(client: RequestClient, reply: dict[str, Any]) -> None:
@@ -217,12 +229,13 @@ async def _converse_streamed(broker: stage.Broker) -> None:
     """Ask one by one, and show every part of an answer as it comes."""
     async with _client(broker) as client:
         stage.say("ask", "streamed over MQTT")
+        until_s = time.monotonic() + TAKE_OVER_S
         for adapter, text in LLM_QUESTIONS:
             print(f"    {adapter}: {text}\n      ", end="", flush=True)
-            await _stream(client, adapter, text)
+            await _stream(client, adapter, text, until_s)
 
 
-async def _stream(client: RequestClient, adapter: str, text: str) -> None:
+async def _stream(client: RequestClient, adapter: str, text: str, until_s: float) -> None:
     body = {
         "messages": [{"role": "user", "content": text}],
         "adapter": adapter,
@@ -231,6 +244,10 @@ async def _stream(client: RequestClient, adapter: str, text: str) -> None:
     }
     started_s, first_s = time.monotonic(), None
     async for part in client.stream(DEVICE, LLM, body, 60.0):
+        if isinstance(part, Reply) and _not_taken_over(part, until_s):
+            await asyncio.sleep(LOOK_AGAIN_S)
+            await _stream(client, adapter, text, until_s)
+            return
         if isinstance(part, Reply):
             raise EdgeError(f"{adapter}: {part.reason}")
         if first_s is None and part.text:
