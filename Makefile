@@ -31,7 +31,7 @@ help:
 	@echo "make histories HISTORIES=10000 SEED=0   random histories of a desired state: kills, power cuts, full disks, lost"
 	@echo "             packages; 0 stuck, 0 half applied (a tenth of a second each)"
 	@echo "make storm   good clients beside hostile ones on a real broker, for ten minutes; prints the table"
-	@echo "make powercut   power cuts and errors of the disk at every operation of store and spool (needs strace; half an hour)"
+	@echo "make powercut   power cuts and errors of the disk at every operation of store and spool (needs strace; not timed whole)"
 	@echo "make nightly  the same as simulate, with 10,000 seeds, going on after a failing one, and the fuzzer for ten minutes"
 	@echo "             (about forty minutes)"
 	@echo "make fuzz FUZZ_SECONDS=600 TARGETS=\"onnx gguf\"   inputs on which parsers fail, by coverage (all targets: none named)"
@@ -154,7 +154,7 @@ histories: setup
 storm: setup llamacpp
 	@$(BIN)/python -m tests.support.hostile_clients storm
 
-# Power cuts and errors of the disk at every operation of store and spool (needs strace; 20 to 40 minutes).
+# Power cuts and errors of the disk at every operation of store and spool (needs strace; never run whole).
 .PHONY: powercut
 powercut: setup
 	@$(BIN)/python -m tests.support.power_cuts
