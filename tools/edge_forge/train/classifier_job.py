@@ -131,8 +131,11 @@ def main(arguments: list[str]) -> int:
 
 def _run(job: Path, report: Report) -> None:
     from edge_forge.train.classifier_session import run
+    from edge_forge.train.resumable_trainer import report_below
 
-    run(ClassifierJob.read(job), report)
+    asked = ClassifierJob.read(job)
+    report_below(asked.folders.reports)
+    run(asked, report)
 
 
 if __name__ == "__main__":

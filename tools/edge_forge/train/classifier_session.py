@@ -36,7 +36,7 @@ from edge_forge.train.batches import RowDataset
 from edge_forge.train.checkpoints import BEST, Checkpoints
 from edge_forge.train.frozen_states import KeptStates, TokenizedRows, keep_features, keep_states, tokenize
 from edge_forge.train.record import TrainRecord, peak_bytes
-from edge_forge.train.resumable_trainer import KeptFiles, report_below
+from edge_forge.train.resumable_trainer import KeptFiles
 from edge_forge.train.settings import TrainSettings
 from edge_forge.train.worker_process import Report
 
@@ -86,7 +86,6 @@ class _Data:
 def run(job: ClassifierJob, report: Report) -> TrainRecord:
     """Train as `job` says and write its result into `job.out_dir`; the record is the last file written."""
     job.out_dir.mkdir(parents=True, exist_ok=True)
-    report_below(job.folders.reports)
     torch.manual_seed(job.settings.seed)
     if job.settings.threads:
         torch.set_num_threads(job.settings.threads)

@@ -92,8 +92,11 @@ def main(arguments: list[str]) -> int:
 
     def run(report: Report) -> None:
         from edge_forge.train import generator_session as session
+        from edge_forge.train.resumable_trainer import report_below
 
-        session.run(GeneratorJob.read(Path(arguments[0])), report)
+        asked = GeneratorJob.read(Path(arguments[0]))
+        report_below(asked.folders.reports)
+        session.run(asked, report)
 
     return serve(run)
 

@@ -30,7 +30,7 @@ from edge_forge.train.checkpoints import BEST, Checkpoints
 from edge_forge.train.generator_settings import GeneratorSettings
 from edge_forge.train.lora import check_finite, check_learned, save_as_lora, save_peft
 from edge_forge.train.record import TrainRecord, peak_bytes
-from edge_forge.train.resumable_trainer import KeptFiles, ResumableTrainer, report_below
+from edge_forge.train.resumable_trainer import KeptFiles, ResumableTrainer
 from edge_forge.train.worker_process import Report
 
 if TYPE_CHECKING:
@@ -63,7 +63,6 @@ class _Run:
 
 def run(job: GeneratorJob, report: Report) -> TrainRecord:
     """Train as `job` says and write its result into `job.out_dir`; the record is the last file written."""
-    report_below(job.folders.reports)
     torch.manual_seed(job.settings.seed)
     if job.settings.threads:
         torch.set_num_threads(job.settings.threads)

@@ -55,7 +55,10 @@ class _Often(TrainerCallback):
 
 
 def report_below(folder: Path) -> None:
-    """Where TensorBoard's files go, unless the user's environment says it; a folder of checkpoints is removed."""
+    """Where TensorBoard's files go, unless the user's environment says it; a folder of checkpoints is removed.
+
+    For a process that trains once: it writes the variable that transformers reads into the process's environment.
+    """
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder))
 
 
