@@ -59,7 +59,8 @@ def report_below(folder: Path) -> None:
 
     For a process that trains once: it writes the variable that transformers reads into the process's environment.
     """
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder))
+    if not os.environ.get("TENSORBOARD_LOGGING_DIR"):  # an empty one means the current folder to the writer
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder)
 
 
 class ResumableTrainer(Trainer):
