@@ -331,7 +331,8 @@ class GrammarClient:
             if asked.operation == "check":  # not "open": after another's fault that is no cost of this client
                 self._charge(grammar, reply.cpu_s)
             self._bar(grammar)
-        self._compile_next()
+        if asked.operation == "check":  # the only operation that the next one to compile waits for
+            self._compile_next()
 
     def _start(self, wait_s: float) -> None:
         """Start the process. The vocabulary is read by a thread: that takes a second on a board."""

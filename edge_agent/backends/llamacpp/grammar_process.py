@@ -368,8 +368,7 @@ class Server:
             # The process's clock stands still between two ticks of the kernel while such a timer runs.
             began_s = time.thread_time()
             mask, state, text = self._do(operation, rest)
-            reply = MaskReply(number, time.thread_time() - began_s, mask, state, text)
-            data = marshal.dumps(tuple(reply))
+            data = marshal.dumps((number, time.thread_time() - began_s, mask, state, text))
             self._channel.sendall(LENGTH.pack(len(data)) + data)
 
     def _do(self, operation: str, rest: list[Any]) -> tuple[bytes, int, str]:
@@ -392,15 +391,17 @@ class Server:
         return mask, state, ""
 
     def _read(self) -> tuple[Any, ...] | None:
-        while len(self._in) < LENGTH.size or len(self._in) < LENGTH.size + LENGTH.unpack_from(self._in)[0]:
+        while True:
+            stop = LENGTH.size + LENGTH.unpack_from(self._in)[0] if len(self._in) >= LENGTH.size else LENGTH.size
+            if len(self._in) >= stop > LENGTH.size:
+                data = bytes(self._in[LENGTH.size : stop])
+                del self._in[:stop]
+                found: tuple[Any, ...] = marshal.loads(data)  # noqa: S302 (from the worker that started this process)
+                return found
             part = self._channel.recv(RECEIVED)
             if not part:
                 return None
             self._in += part
-        stop = LENGTH.size + LENGTH.unpack_from(self._in)[0]
-        data = bytes(self._in[LENGTH.size : stop])
-        del self._in[:stop]
-        return tuple(marshal.loads(data))  # noqa: S302 (from the worker that started this process)
 
 
 def _check(grammars: Grammars, rest: list[Any]) -> tuple[bytes, int]:

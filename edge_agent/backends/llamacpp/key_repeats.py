@@ -37,6 +37,8 @@ class JsonText(NamedTuple):
     def after(self, data: bytes) -> JsonText:
         """The text with these bytes behind it. Raises Repeated."""
         objects, begun, named = self
+        if begun is not None and _QUOTE not in data and _BACKSLASH not in data:
+            return JsonText(objects, begun + data, named)
         at = 0
         while at < len(data):
             if begun is not None:
@@ -93,6 +95,7 @@ class NameGuard:
         self._unicode = [token for token, data in enumerate(tokens) if b"\\u" in data]
         self._whole: dict[bytes, list[int]] = {}
         self._doubled: list[int] = []
+        self._held: tuple[frozenset[bytes], list[int]] = (frozenset(), self._doubled)
         for token, data in enumerate(tokens):
             if _OPENS_NAME.search(data):
                 self._note_names(token, _NAME.findall(data))
@@ -102,9 +105,9 @@ class NameGuard:
         spellings."""
         names, begun = so_far.names, so_far.text
         if not so_far.named:
-            return self._with_names(so_far)
+            return self._with_names(so_far, names)
         if begun is None:
-            found = self._with_names(so_far)
+            found = self._with_names(so_far, names)
             for name in names:
                 for lead in _LEADS:
                     found += self._beginning(lead + b'"' + name)
@@ -123,10 +126,12 @@ class NameGuard:
         if len(set(names)) < len(names):
             self._doubled.append(token)
 
-    def _with_names(self, so_far: JsonText) -> list[int]:
+    def _with_names(self, so_far: JsonText, names: frozenset[bytes]) -> list[int]:
         """Tokens that hold a whole name, perhaps behind the end of a value, and repeat it."""
-        asked = {token for name in so_far.names for token in self._whole.get(name, ())}
-        return [token for token in {*asked, *self._doubled} if self._repeats(so_far, token)]
+        if names is not self._held[0]:  # a value's tokens have the same names before them
+            self._held = (names, [*{token for name in names for token in self._whole.get(name, ())}, *self._doubled])
+        asked = self._held[1]
+        return [token for token in dict.fromkeys(asked) if self._repeats(so_far, token)] if asked else []
 
     def _repeats(self, text: JsonText, token: int) -> bool:
         try:
