@@ -16,6 +16,8 @@ from edge_agent.base.completion import add_completion, completion
 from edge_agent.base.errors import ConfigError, UsageError
 from edge_agent.base.terminal import print_json
 from edge_agent.base.units import bytes_text
+from edge_agent.cli.common_options import broker_options, config_option, generation_options, port
+from edge_agent.cli.package_verbs import add_package_verbs
 
 BENCH_TEXT = "turn off the light in the hallway"
 
@@ -36,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     _add_bridges(verbs)
     _add_monitoring(verbs)
     _add_orders(verbs)
-    _add_packages(verbs)
+    add_package_verbs(verbs)
     _add_operating(verbs)
     _add_service(verbs)
     add_completion(verbs, "edge-agent").set_defaults(verb=complete)
@@ -45,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_run(verbs: Any) -> None:
     verb = verbs.add_parser("run", help="the daemon")
-    _config_option(verb)
+    config_option(verb)
     verb.add_argument("--sysroot", type=Path, help="read sensors under this folder (default: /)")
     verb.set_defaults(verb=run)
 
@@ -72,7 +74,7 @@ def _add_demo(verbs: Any) -> None:
 
 def _add_infer(verbs: Any) -> None:
     verb = verbs.add_parser("infer", help="ask a model over MQTT")
-    _config_option(verb)
+    config_option(verb)
     verb.add_argument(
         "model", help="its name on the device (`edge-agent models` lists them); an adapter is named by --adapter"
     )
@@ -96,15 +98,15 @@ def _add_infer(verbs: Any) -> None:
     verb.add_argument("--prompt", action="store_true", help="for a generator: the text is a prompt as it stands")
     verb.add_argument("--chat", action="store_true", help="for a generator: the text is what a user says to it")
     verb.add_argument("--stream", action="store_true", help="for a generator: show the answer as it comes")
-    _generation_options(verb)
-    _broker_options(verb)
+    generation_options(verb)
+    broker_options(verb)
     verb.add_argument("--json", action="store_true", help="the whole reply as JSON (default: a line for people)")
     verb.set_defaults(verb=infer)
 
 
 def _add_chat(verbs: Any) -> None:
     verb = verbs.add_parser("chat", help="talk to a generator over MQTT; /new begins anew, the end of input ends it")
-    _config_option(verb)
+    config_option(verb)
     verb.add_argument(
         "model", help="its name on the device (`edge-agent models` lists them); an adapter is named by --adapter"
     )
@@ -115,14 +117,14 @@ def _add_chat(verbs: Any) -> None:
     verb.add_argument(
         "--deadline", type=float, default=120.0, metavar="S", help="seconds for one answer (default: 120)"
     )
-    _generation_options(verb)
-    _broker_options(verb)
+    generation_options(verb)
+    broker_options(verb)
     verb.set_defaults(verb=chat)
 
 
 def _add_bench(verbs: Any) -> None:
     verb = verbs.add_parser("bench", help="load a running agent over MQTT: rate and latency")
-    _config_option(verb)
+    config_option(verb)
     verb.add_argument(
         "model", help="its name on the device (`edge-agent models` lists them); an adapter is named by --adapter"
     )
@@ -140,8 +142,8 @@ def _add_bench(verbs: Any) -> None:
     verb.add_argument("--clients", type=int, default=8, metavar="N", help="requests open at once (default: 8)")
     verb.add_argument("--seconds", type=float, default=5.0, metavar="S", help="how long to ask (default: 5)")
     verb.add_argument("--deadline", type=float, metavar="S", help="seconds for one answer (default: 30; streams 60)")
-    _generation_options(verb)
-    _broker_options(verb)
+    generation_options(verb)
+    broker_options(verb)
     verb.add_argument("--json", action="store_true", help="as JSON (default: lines for people)")
     verb.set_defaults(verb=bench)
 
@@ -153,18 +155,18 @@ def _add_orders(verbs: Any) -> None:
     }
     for name, text in words.items():
         verb = verbs.add_parser(name, help=text)
-        _config_option(verb)
+        config_option(verb)
         verb.add_argument("model", help="its name on the device (`edge-agent models` lists them)")
-        _broker_options(verb)
+        broker_options(verb)
         verb.add_argument("--json", action="store_true", help="the whole reply as JSON (default: a line for people)")
         verb.set_defaults(verb=order, order=name)
 
 
 def _add_bridges(verbs: Any) -> None:
     verb = verbs.add_parser("gateway", help="an OpenAI-compatible HTTP service that asks over MQTT")
-    _config_option(verb)
+    config_option(verb)
     verb.add_argument("--listen", default="127.0.0.1", metavar="ADDRESS", help="where to listen (default: 127.0.0.1)")
-    verb.add_argument("--listen-port", type=_port, default=8089, metavar="N", help="0 for a free one (default: 8089)")
+    verb.add_argument("--listen-port", type=port, default=8089, metavar="N", help="0 for a free one (default: 8089)")
     verb.add_argument(
         "--token-file", type=Path, metavar="FILE", help="bearer tokens, one a line (default: none is needed)"
     )
@@ -172,12 +174,12 @@ def _add_bridges(verbs: Any) -> None:
     verb.add_argument(
         "--deadline", type=float, default=120.0, metavar="S", help="seconds for one answer (default: 120)"
     )
-    _broker_options(verb)
+    broker_options(verb)
     verb.set_defaults(verb=gateway, model="any")
     verb = verbs.add_parser("metrics", help="what a device says, or all of a broker, as metrics for Prometheus")
-    _config_option(verb)
+    config_option(verb)
     verb.add_argument("--listen", default="127.0.0.1", metavar="ADDRESS", help="where to listen (default: 127.0.0.1)")
-    verb.add_argument("--listen-port", type=_port, default=9789, metavar="N", help="0 for a free one (default: 9789)")
+    verb.add_argument("--listen-port", type=port, default=9789, metavar="N", help="0 for a free one (default: 9789)")
     verb.add_argument(
         "--textfile", type=Path, metavar="FILE", help="write FILE.prom for node_exporter instead (default: over HTTP)"
     )
@@ -191,15 +193,15 @@ def _add_bridges(verbs: Any) -> None:
         metavar="DIR",
         help="write Grafana's dashboards and Prometheus' alert rules into DIR, and end (default: export)",
     )
-    _broker_options(verb)
+    broker_options(verb)
     verb.set_defaults(verb=metrics, model="any")
     verb = verbs.add_parser("console", help="a page for the browser that shows and asks the devices of a broker")
-    _config_option(verb)
+    config_option(verb)
     verb.add_argument(
         "--broker", metavar="URL", help="the broker's WebSockets (default: ws://HOST:9001, HOST as in the settings)"
     )
     verb.add_argument("--listen", default="127.0.0.1", metavar="ADDRESS", help="where to listen (default: 127.0.0.1)")
-    verb.add_argument("--listen-port", type=_port, default=8088, metavar="N", help="0 for a free one (default: 8088)")
+    verb.add_argument("--listen-port", type=port, default=8088, metavar="N", help="0 for a free one (default: 8088)")
     verb.add_argument(
         "--write", type=Path, metavar="FILE", help="write the page to a file and end (default: serve it until Ctrl-C)"
     )
@@ -208,16 +210,16 @@ def _add_bridges(verbs: Any) -> None:
 
 def _add_monitoring(verbs: Any) -> None:
     verb = verbs.add_parser("top", help="what a device does now, live in the terminal")
-    _config_option(verb)
-    _broker_options(verb)
+    config_option(verb)
+    broker_options(verb)
     verb.add_argument("--once", action="store_true", help="print the next report and end")
     verb.add_argument("--seconds", type=float, metavar="S", help="end after so long (default: by Ctrl-C)")
     verb.set_defaults(verb=top, model="any")
     verb = verbs.add_parser("record", help="write a device's reports to a CSV file")
-    _config_option(verb)
+    config_option(verb)
     verb.add_argument("file", type=Path, help="the table; rows are added to one that exists")
     verb.add_argument("--seconds", type=float, default=3600.0, metavar="S", help="how long to record (default: 3600)")
-    _broker_options(verb)
+    broker_options(verb)
     verb.set_defaults(verb=record, model="any")
     verb = verbs.add_parser("plot", help="draw what was recorded")
     verb.add_argument("table", type=Path, help="as `record` wrote it")
@@ -225,50 +227,14 @@ def _add_monitoring(verbs: Any) -> None:
     verb.set_defaults(verb=plot)
 
 
-def _add_packages(verbs: Any) -> None:
-    verb = verbs.add_parser("install", help="verify, probe and activate a package")
-    _config_option(verb)
-    what = verb.add_mutually_exclusive_group(required=True)
-    what.add_argument("package", nargs="?", help="a package: .tar or folder, or the URL (http or https) of a .tar")
-    what.add_argument(
-        "--from", type=Path, dest="folder", metavar="DIR",
-        help="every package of a folder, by name; those installed are removed from it, a refused one gets NAME.refused "
-        "beside it (default: the one package that is named)",
-    )  # fmt: skip
-    verb.add_argument(
-        "--digest", metavar="sha256:HEX", help="of its index: another package at the URL is refused (default: any)"
-    )
-    verb.add_argument("--again", action="store_true", help="try a package whose trials were cut off three times")
-    verb.add_argument("--json", action="store_true", help="as JSON (default: lines for people)")
-    verb.set_defaults(verb=install)
-    verb = verbs.add_parser("models", help="what is installed")
-    _config_option(verb)
-    verb.add_argument("--why", action="store_true", help="why this variant of each, with what was measured here")
-    verb.add_argument("--json", action="store_true", help="as JSON (default: lines for people)")
-    verb.set_defaults(verb=models)
-    verb = verbs.add_parser("rollback", help="return a model to the version before")
-    _config_option(verb)
-    verb.add_argument("model", help="its name on the device (`edge-agent models` lists them)")
-    verb.add_argument("--json", action="store_true", help="as JSON (default: lines for people)")
-    verb.set_defaults(verb=rollback)
-    verb = verbs.add_parser("remove", help="remove a model, or one of its adapters")
-    _config_option(verb)
-    verb.add_argument("model", help="its name on the device (`edge-agent models` lists them)")
-    verb.add_argument(
-        "--adapter", metavar="NAME", help="the adapter alone (default: the model with all of its adapters)"
-    )
-    verb.add_argument("--json", action="store_true", help="as JSON (default: lines for people)")
-    verb.set_defaults(verb=remove)
-
-
 def _add_operating(verbs: Any) -> None:
     verb = verbs.add_parser("doctor", help="check board, sensors, runtimes, permissions, broker")
-    _config_option(verb)
+    config_option(verb)
     verb.add_argument("--json", action="store_true", help="as JSON (default: lines for people)")
     verb.set_defaults(verb=doctor)
     verb = verbs.add_parser("power-mode", help="the power modes of a Jetson: list them, or set one")
     verb.add_argument("mode", nargs="?", metavar="MODE", help="its name or number; needs root (default: list them)")
-    _config_option(verb)
+    config_option(verb)
     verb.set_defaults(verb=power_mode)
     verb = verbs.add_parser("check-config", help="check a settings file")
     verb.add_argument("file", type=Path, nargs="?", help="settings (default: /etc/edge-agent/edge-agent.toml)")
@@ -290,44 +256,6 @@ def _add_service(verbs: Any) -> None:
     )
     verb.add_argument("--purge", action="store_true", help="with uninstall: also remove settings and state")
     verb.set_defaults(verb=service)
-
-
-def _config_option(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--config", type=Path, metavar="FILE", help="settings (default: /etc/edge-agent/edge-agent.toml)")
-
-
-def _generation_options(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--max-tokens", type=int, metavar="N", help="the longest answer (default: 256)")
-    verb.add_argument("--temperature", type=float, metavar="T", help="0 (always the best token) to 2 (default: 0)")
-    verb.add_argument(
-        "--top-p",
-        type=float,
-        metavar="P",
-        help="draw from the likeliest tokens that make up P (default: 0.95; counts above temperature 0)",
-    )
-    verb.add_argument(
-        "--seed", type=int, metavar="N", help="the same seed draws the same answer (default: another each time)"
-    )
-    verb.add_argument(
-        "--stop",
-        action="append",
-        metavar="TEXT",
-        help="end the answer here; repeat for several (default: the model's own end)",
-    )
-
-
-def _port(text: str) -> int:
-    """A port to listen on."""
-    if not (text.isascii() and text.isdigit() and int(text) <= 65535):
-        raise argparse.ArgumentTypeError(f"{text!r} is no port; 0 to 65535 are")
-    return int(text)
-
-
-def _broker_options(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--device", help="the device to ask (default: the settings' own)")
-    verb.add_argument("--host", help="the broker (default: the settings' own)")
-    verb.add_argument("--port", type=int, help="the broker's port (default: the settings' own)")
-    verb.add_argument("--protocol", choices=("auto", "5", "3.1.1"), help="version of MQTT (default: the settings' own)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -489,47 +417,6 @@ def plot(options: argparse.Namespace) -> int:
     return plot(options)
 
 
-def install(options: argparse.Namespace) -> int:
-    """Verify, probe and activate a package."""
-    from edge_agent.app.packages import install, install_url, install_waiting
-
-    if options.folder is not None:
-        report = install_waiting(options.config, options.folder)
-        return _print_report(report, options.json) or (1 if report["refused"] else 0)
-    if "://" in options.package:
-        report = install_url(options.config, options.package, options.digest, again=options.again)
-        return _print_report(report, options.json)
-    if options.digest is not None:
-        raise UsageError("--digest is for a package that is fetched from a URL")
-    return _print_report(install(options.config, Path(options.package), again=options.again), options.json)
-
-
-def models(options: argparse.Namespace) -> int:
-    """What is installed."""
-    from edge_agent.app.packages import models, models_text
-
-    listed = models(options.config)
-    if options.json:
-        print_json(listed, 2)
-    else:
-        print(models_text(listed, options.why))
-    return 0
-
-
-def rollback(options: argparse.Namespace) -> int:
-    """Return a model to the version before."""
-    from edge_agent.app.packages import rollback
-
-    return _print_report(rollback(options.config, options.model), options.json)
-
-
-def remove(options: argparse.Namespace) -> int:
-    """Remove a model, or one of its adapters."""
-    from edge_agent.app.packages import remove
-
-    return _print_report(remove(options.config, options.model, options.adapter), options.json)
-
-
 def doctor(options: argparse.Namespace) -> int:
     """Check this board; 1 when something does not work."""
     from edge_agent.app.operate import doctor
@@ -587,12 +474,4 @@ def service(options: argparse.Namespace) -> int:
 def complete(options: argparse.Namespace) -> int:
     """The shell's completion."""
     print(completion(parser(), options.shell))
-    return 0
-
-
-def _print_report(report: dict[str, Any], as_json: bool) -> int:
-    if as_json:
-        print_json(report)
-    else:
-        print(report["text"])
     return 0

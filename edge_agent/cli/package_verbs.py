@@ -1,0 +1,97 @@
+"""The verbs of `edge-agent` for the store of this device: install, models, rollback, remove."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from edge_agent.base.errors import UsageError
+from edge_agent.base.terminal import print_json
+from edge_agent.cli.common_options import config_option
+
+
+def add_package_verbs(verbs: Any) -> None:
+    """Their arguments."""
+    verb = verbs.add_parser("install", help="verify, probe and activate a package")
+    config_option(verb)
+    what = verb.add_mutually_exclusive_group(required=True)
+    what.add_argument("package", nargs="?", help="a package: .tar or folder, or the URL (http or https) of a .tar")
+    what.add_argument(
+        "--from", type=Path, dest="folder", metavar="DIR",
+        help="every package of a folder, by name; those installed are removed from it, a refused one gets NAME.refused "
+        "beside it (default: the one package that is named)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--digest", metavar="sha256:HEX", help="of its index: another package at the URL is refused (default: any)"
+    )
+    verb.add_argument("--again", action="store_true", help="try a package whose trials were cut off three times")
+    verb.add_argument("--json", action="store_true", help="as JSON (default: lines for people)")
+    verb.set_defaults(verb=install)
+    verb = verbs.add_parser("models", help="what is installed")
+    config_option(verb)
+    verb.add_argument("--why", action="store_true", help="why this variant of each, with what was measured here")
+    verb.add_argument("--json", action="store_true", help="as JSON (default: lines for people)")
+    verb.set_defaults(verb=models)
+    verb = verbs.add_parser("rollback", help="return a model to the version before")
+    config_option(verb)
+    verb.add_argument("model", help="its name on the device (`edge-agent models` lists them)")
+    verb.add_argument("--json", action="store_true", help="as JSON (default: lines for people)")
+    verb.set_defaults(verb=rollback)
+    verb = verbs.add_parser("remove", help="remove a model, or one of its adapters")
+    config_option(verb)
+    verb.add_argument("model", help="its name on the device (`edge-agent models` lists them)")
+    verb.add_argument(
+        "--adapter", metavar="NAME", help="the adapter alone (default: the model with all of its adapters)"
+    )
+    verb.add_argument("--json", action="store_true", help="as JSON (default: lines for people)")
+    verb.set_defaults(verb=remove)
+
+
+def install(options: argparse.Namespace) -> int:
+    """Verify, probe and activate a package."""
+    from edge_agent.app.packages import install, install_url, install_waiting
+
+    if options.folder is not None:
+        report = install_waiting(options.config, options.folder)
+        return _print_report(report, options.json) or (1 if report["refused"] else 0)
+    if "://" in options.package:
+        report = install_url(options.config, options.package, options.digest, again=options.again)
+        return _print_report(report, options.json)
+    if options.digest is not None:
+        raise UsageError("--digest is for a package that is fetched from a URL")
+    return _print_report(install(options.config, Path(options.package), again=options.again), options.json)
+
+
+def models(options: argparse.Namespace) -> int:
+    """What is installed."""
+    from edge_agent.app.packages import models, models_text
+
+    listed = models(options.config)
+    if options.json:
+        print_json(listed, 2)
+    else:
+        print(models_text(listed, options.why))
+    return 0
+
+
+def rollback(options: argparse.Namespace) -> int:
+    """Return a model to the version before."""
+    from edge_agent.app.packages import rollback
+
+    return _print_report(rollback(options.config, options.model), options.json)
+
+
+def remove(options: argparse.Namespace) -> int:
+    """Remove a model, or one of its adapters."""
+    from edge_agent.app.packages import remove
+
+    return _print_report(remove(options.config, options.model, options.adapter), options.json)
+
+
+def _print_report(report: dict[str, Any], as_json: bool) -> int:
+    if as_json:
+        print_json(report)
+    else:
+        print(report["text"])
+    return 0
