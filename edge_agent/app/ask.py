@@ -68,7 +68,7 @@ def target(arguments: argparse.Namespace) -> DeviceTarget:
         options = replace(options, protocol=wiring.PROTOCOLS[arguments.protocol])
     device = arguments.device or device_id(settings)
     for what, name in (("the model's", arguments.model), ("the device's", device)):
-        if not NAME.fullmatch(name):
+        if name is not None and not NAME.fullmatch(name):
             raise UsageError(f"{name!r} cannot be {what} name: letters, digits and . _ : @ - are taken, at most 64")
     return DeviceTarget(options, settings.mqtt.prefix, device)
 

@@ -42,9 +42,10 @@ def port(text: str) -> int:
     return int(text)
 
 
-def broker_options(verb: argparse.ArgumentParser) -> None:
+def broker_options(verb: argparse.ArgumentParser, *, device: bool = True) -> None:
     """Which broker, and which device is asked there."""
-    verb.add_argument("--device", help="the device to ask (default: the settings' own)")
+    if device:
+        verb.add_argument("--device", help="the device to ask (default: the settings' own)")
     verb.add_argument("--host", help="the broker (default: the settings' own)")
     verb.add_argument("--port", type=int, help="the broker's port (default: the settings' own)")
     verb.add_argument("--protocol", choices=("auto", "5", "3.1.1"), help="version of MQTT (default: the settings' own)")

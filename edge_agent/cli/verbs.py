@@ -17,6 +17,7 @@ from edge_agent.base.errors import ConfigError, UsageError
 from edge_agent.base.terminal import print_json
 from edge_agent.base.units import bytes_text
 from edge_agent.cli.common_options import broker_options, config_option, generation_options, port
+from edge_agent.cli.fleet_verbs import add_fleet_verbs
 from edge_agent.cli.package_verbs import add_package_verbs
 
 BENCH_TEXT = "turn off the light in the hallway"
@@ -37,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     _add_bench(verbs)
     _add_bridges(verbs)
     _add_monitoring(verbs)
+    add_fleet_verbs(verbs)
     _add_orders(verbs)
     add_package_verbs(verbs)
     _add_operating(verbs)

@@ -1,4 +1,5 @@
-"""What devices say by themselves (status, info, telemetry, events), as it comes. Used by `top`, `record` and `metrics`.
+"""What devices say by themselves (status, info, telemetry, events), as it comes. Used by `top`, `record`,
+`metrics` and `fleet`.
 
 A file of its own because it asks nothing: it has subscriptions, and no requests.
 """
@@ -8,19 +9,23 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import msgspec
 
 from edge_agent.base.errors import BrokerError
-from edge_agent.client.request_client import RECONNECT_CAP_S
+from edge_agent.client.request_client import RECONNECT_CAP_S, UNREADABLE
 from edge_agent.mqtt.options import MqttOptions
 from edge_agent.mqtt.transport import MqttTransport
 from edge_agent.protocol.envelope import Inbound, LinkChange, LinkListener
-from edge_agent.protocol.topics import Subscription
+from edge_agent.protocol.topics import NAME, RESERVED, Subscription
 
 IDLE_S = 1.0
 AT_MOST_ONCE = frozenset({"telemetry"})
-REPLAYED = frozenset({"status", "info", "models"})
+REPLAYED = frozenset({"status", "info", "models", "reported"})
+B = TypeVar("B")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,17 @@ class Heard:
     kind: str = ""
     payload: bytes = b""
     trouble: str = ""
+
+
+def read_said(kinds: Mapping[str, type[B]], device: str, kind: str, payload: bytes) -> B | None:
+    """A message as the type of its kind; None where the name can be no device's or the message has another form: who
+    may publish on the broker need not be a device."""
+    if not NAME.fullmatch(device) or device in RESERVED or kind not in kinds:
+        return None
+    try:
+        return msgspec.json.decode(payload, type=kinds[kind])
+    except UNREADABLE:
+        return None
 
 
 async def hear(

@@ -19,17 +19,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import msgspec
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from edge_agent.base.causes import Cause
 from edge_agent.base.limits import DEVICES_WATCHED
-from edge_agent.client.request_client import UNREADABLE
+from edge_agent.client.device_feed import read_said
 from edge_agent.core.governor import GovernorLevel
 from edge_agent.core.memory_pressure import PressureStage
 from edge_agent.protocol.messages import EVENT_KINDS, Event, Info, Quantiles, Status, Telemetry
-from edge_agent.protocol.topics import NAME, RESERVED
+from edge_agent.protocol.topics import NAME
 
 KINDS: Mapping[str, type[Status] | type[Info] | type[Telemetry] | type[Event]] = {
     "status": Status,
@@ -122,15 +121,8 @@ class DeviceMetrics:
     def take(self, device: str, kind: str, payload: bytes, now_s: float) -> None:
         """A message of a device, at a monotonic time. What is none is counted and left aside."""
         with self._lock:
-            if not NAME.fullmatch(device) or device in RESERVED or kind not in KINDS:
-                self._unreadable += 1
-                return
-            try:
-                body = msgspec.json.decode(payload, type=KINDS[kind])
-            except UNREADABLE:
-                self._unreadable += 1
-                return
-            if device not in self._devices and len(self._devices) >= DEVICES_WATCHED:
+            body = read_said(KINDS, device, kind, payload)
+            if body is None or (device not in self._devices and len(self._devices) >= DEVICES_WATCHED):
                 self._unreadable += 1
                 return
             self._devices.setdefault(device, _Device()).take(body, now_s)

@@ -47,6 +47,7 @@ AGENT = {
     "load": "load --config {config} m",
     "unload": "unload --config {config} m",
     "top": "top --config {config} --once --seconds 1",
+    "fleet": "fleet status --config {config} --seconds 1",
     "record": "record --config {config} {tmp}/out.csv --seconds 1",
     "plot": "plot {tmp}/none.csv {tmp}/out.png",
     "install": "install --config {config} {package}",
