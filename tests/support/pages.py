@@ -75,6 +75,10 @@ def verbs(parser: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentPars
     return next(action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
 
 
+def _has_verbs(parser: argparse.ArgumentParser) -> bool:
+    return any(isinstance(action, argparse._SubParsersAction) for action in parser._actions)
+
+
 def wrong_command(command: Command, parsers: Mapping[str, argparse.ArgumentParser], targets: set[str]) -> str | None:
     """Why a command of ours cannot be right: an unknown verb, option or make target; None where there is no reason."""
     program, *words = command.words
@@ -84,7 +88,7 @@ def wrong_command(command: Command, parsers: Mapping[str, argparse.ArgumentParse
     if program not in parsers or not words:
         return None
     parser = parsers[program]
-    if not words[0].startswith("-"):
+    while words and not words[0].startswith("-") and _has_verbs(parser):
         if re.fullmatch(r"[A-Z.…|]+", words[0]):
             return None
         known_verbs = verbs(parser)
@@ -92,6 +96,7 @@ def wrong_command(command: Command, parsers: Mapping[str, argparse.ArgumentParse
         if missing:
             return f"{program} has no verb {missing[0]!r}"
         parser = known_verbs[words[0].split("|")[0]]
+        program, words = f"{program} {words[0]}", words[1:]
     known = {option for action in parser._actions for option in action.option_strings}
     for word in words:
         option = word.split("=")[0]
