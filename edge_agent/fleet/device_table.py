@@ -72,6 +72,22 @@ class _Device:
     reported: Reported | None = None
     telemetry: Telemetry | None = None
 
+    def take(self, body: Said, now_s: float) -> None:
+        """A message of the device."""
+        if isinstance(body, Status):
+            before = self.status
+            if before is not None and (before.boot_id, before.seq) != (body.boot_id, body.seq):
+                self.live_s = now_s
+            self.status = body
+        elif isinstance(body, Info):
+            self.info = body
+        elif isinstance(body, Models):
+            self.models = body
+        elif isinstance(body, Reported):
+            self.reported = body
+        else:
+            self.telemetry, self.live_s = body, now_s
+
 
 class DeviceTable:
     """Keeps the newest messages of the devices whose names fit one of the patterns (`*` and `?`; none: all)."""
@@ -89,20 +105,7 @@ class DeviceTable:
         if body is None or (device not in self._devices and len(self._devices) >= DEVICES_WATCHED):
             self.unreadable += 1
             return
-        known = self._devices.setdefault(device, _Device())
-        if isinstance(body, Status):
-            before = known.status
-            if before is not None and (before.boot_id, before.seq) != (body.boot_id, body.seq):
-                known.live_s = now_s
-            known.status = body
-        elif isinstance(body, Info):
-            known.info = body
-        elif isinstance(body, Models):
-            known.models = body
-        elif isinstance(body, Reported):
-            known.reported = body
-        else:
-            known.telemetry, known.live_s = body, now_s
+        self._devices.setdefault(device, _Device()).take(body, now_s)
 
     def unheard(self, now_s: float, wall_s: float) -> Collection[str]:
         """Devices that are there and whose next report was not heard yet."""
