@@ -1,4 +1,7 @@
-"""`edge-agent fleet`: the devices of a broker as a table."""
+"""`edge-agent fleet`: the devices of a broker as a table.
+
+A file of its own because its verb waits for many devices, where others ask one.
+"""
 
 from __future__ import annotations
 
