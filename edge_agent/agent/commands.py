@@ -59,8 +59,9 @@ class Operator(Protocol):
     """Changes to the store, carried out by another process, in `limit_s` seconds at most (None: the limit of orders);
     `app.StoreProcess`. Raises StoreError, PackageError."""
 
-    async def install(self, package: str, limit_s: float | None = None) -> Mapping[str, Any]:
-        """Install a package that lies in the incoming folder, by file name."""
+    async def install(self, package: str, limit_s: float | None = None, digest: str | None = None) -> Mapping[str, Any]:
+        """Install a package that lies in the incoming folder, by file name; `digest`: only the one with this digest of
+        its index, whatever the file has become meanwhile."""
         ...
 
     async def fetch(self, url: str, digest: str, limit_s: float | None = None) -> Mapping[str, Any]:

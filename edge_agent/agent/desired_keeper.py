@@ -64,6 +64,11 @@ class PackageSource(Protocol):
         """For digests that are wanted and can be had now: what `Operator.install` takes."""
         ...
 
+    def refused(self, name: str) -> None:
+        """What was found under this name is not the package that it claims to be: not to be found again before it has
+        changed."""
+        ...
+
 
 class ReportDesired(Protocol):
     """Publish `reported`; `agent.device_reporter.Publisher.reported`."""
@@ -98,7 +103,12 @@ class DesiredKeeper:
         self._offered: Mapping[str, str] = {}
         self._scan: asyncio.Task[Mapping[str, str]] | None = None
         self._scanned_s: float | None = None
+        # Until when URLs wait for the first look through the folders; None once that was done.
+        self._folders_first_s: float | None = context.clock.monotonic_s() + SCAN_S
         self._attempt: tuple[Attempt, asyncio.Task[None]] | None = None
+        # The file that the attempt installs, and an attempt for an earlier version that was told to end.
+        self._file: str | None = None
+        self._stopped: asyncio.Task[None] | None = None
         self._not_taken: NotTaken | None = None
         self._connected = False
         self._reported: tuple[float, object] | None = None
@@ -127,7 +137,7 @@ class DesiredKeeper:
     async def close(self) -> None:
         """Stop what is under way, in order: that is no attempt which took the device down."""
         running, self._attempt = self._attempt, None
-        for task in (self._scan, None if running is None else running[1]):
+        for task in (self._scan, self._stopped, None if running is None else running[1]):
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
@@ -176,6 +186,7 @@ class DesiredKeeper:
         items = [Item(wanted, since_s=self._context.clock.wall_s()) for wanted in _wanted(body)]
         self._state = DesiredState(body.version, _terms(body), items, fingerprint=fingerprint)
         self._not_taken, self._announced, self._scanned_s = None, None, None
+        self._folders_first_s = self._context.clock.monotonic_s() + SCAN_S
         before = "" if now is None or now.ended else f"; version {now.version} had not ended"
         text = f"version {body.version} is taken: {len(items)} items, within {body.policy.within_s:.0f} s{before}"
         self._context.announce("desired", text, {"version": body.version}, "info")
@@ -213,12 +224,18 @@ class DesiredKeeper:
             await self._operator.remove(wanted.model, wanted.adapter, limit_s)
         elif attempt.action is StoreAction.ROLL_BACK:
             await self._operator.rollback(wanted.model, limit_s)
-        elif (name := self._offered.get(wanted.package or "")) is not None:
-            await self._operator.install(name, limit_s)
         else:
-            digest = wanted.package or ""
-            urls = self._sources()[digest]
-            await self._operator.fetch(urls[(attempt.number - 1) % len(urls)], digest, limit_s)
+            await self._install(wanted.package or "", attempt)
+
+    async def _install(self, digest: str, attempt: Attempt) -> None:
+        """From the next source in turn: a file that was found first, then the URLs."""
+        found, urls = self._offered.get(digest), self._sources().get(digest, ())
+        number = (attempt.number - 1) % (len(urls) + (found is not None))
+        if found is not None and number == 0:
+            self._file = found
+            await self._operator.install(found, attempt.limit_s, digest)
+        else:
+            await self._operator.fetch(urls[number - (found is not None)], digest, attempt.limit_s)
 
     def _sources(self) -> Mapping[str, tuple[str, ...]]:
         return {} if self._state is None else self._state.terms.sources
@@ -227,17 +244,22 @@ class DesiredKeeper:
         if self._attempt is None or self._state is None or not self._attempt[1].done():
             return
         (attempt, task), self._attempt = self._attempt, None
+        (failure, file), self._file = (_failure(task), self._file), None
+        if failure is not None and failure[0] is Cause.SOURCE and file is not None:
+            self._source.refused(file)
+            self._offered = {digest: name for digest, name in self._offered.items() if name != file}
         self._scanned_s = None  # what was installed has left the folder
-        self._state.attempt_ended(attempt.wanted, _failure(task), self._around())
+        self._state.attempt_ended(attempt.wanted, failure, self._around())
         self._save()
 
     def _stop_attempt(self) -> None:
         """The attempt is for a version that nobody wants any more. Its process is told to end, which it may at any
-        moment; the store shows the old state or the new one."""
+        moment; the store shows the old state or the new one. The next attempt waits until it has ended."""
         if self._attempt is not None:
-            (_, task), self._attempt = self._attempt, None
+            (_, task), self._attempt, self._file = self._attempt, None, None
             task.add_done_callback(_note_stopped)
             task.cancel()
+            self._stopped = task
 
     def _look_for_packages(self, state: DesiredState) -> None:
         """Begin to look through the sources, where a package is waited for."""
@@ -252,7 +274,7 @@ class DesiredKeeper:
     def _take_scan(self) -> None:
         if self._scan is None or not self._scan.done():
             return
-        task, self._scan = self._scan, None
+        (task, self._scan), self._folders_first_s = (self._scan, None), None
         if task.cancelled() or (error := task.exception()) is not None:
             log.error("the sources of packages cannot be looked through: %r", None if task.cancelled() else error)
             self._offered = {}
@@ -266,8 +288,12 @@ class DesiredKeeper:
             log.debug("what is installed cannot be read: %s", error)
             self._installed = None
         clock = self._context.clock
-        offered = {*self._offered, *self._sources()}
-        return Surroundings(self._installed, offered, not self._trouble, clock.monotonic_s(), clock.wall_s())
+        fetching = self._folders_first_s is None or clock.monotonic_s() > self._folders_first_s
+        offered = {*self._offered, *(self._sources() if fetching else ())}
+        if self._stopped is not None and self._stopped.done():
+            self._stopped = None
+        saved, stopping = not self._trouble, self._stopped is not None
+        return Surroundings(self._installed, offered, saved, clock.monotonic_s(), clock.wall_s(), stopping)
 
     # ---- what is kept and told -------------------------------------------------------------------------------------
 

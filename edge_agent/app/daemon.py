@@ -66,7 +66,7 @@ from edge_agent.sensors.suite import SensorSuite
 from edge_agent.store.announced_state import AnnouncedFile
 from edge_agent.store.desired_file import DesiredFile
 from edge_agent.store.footprint_cache import FootprintFile
-from edge_agent.store.inbox_packages import InboxPackages
+from edge_agent.store.inbox_packages import InboxPackages, file_mark
 from edge_agent.store.model_store import ModelStore
 from edge_agent.store.retained_topics import RetainedFile
 from edge_agent.store.state_folder import DaemonHold, be_owner, check_interpreter
@@ -246,6 +246,10 @@ class InboxSource:
         """See `desired_keeper.PackageSource`."""
         return await asyncio.to_thread(self._packages.find, wanted)
 
+    def refused(self, name: str) -> None:
+        """See `desired_keeper.PackageSource`."""
+        self._packages.refused(name)
+
 
 class StoreProcess:
     """Carries out store commands in `edge-agent install|remove|rollback` processes. Implements `commands.Operator`.
@@ -258,13 +262,16 @@ class StoreProcess:
         self._inbox = inbox
         self._order_s = order_s
 
-    async def install(self, package: str, limit_s: float | None = None) -> Mapping[str, Any]:
+    async def install(self, package: str, limit_s: float | None = None, digest: str | None = None) -> Mapping[str, Any]:
         """See `commands.Operator`; only names inside the incoming folder are taken. What is installed leaves it."""
         if "/" in package or package.startswith(".") or not package.isprintable() or not package:
             text = f"{package!r} is not the name of a file in the incoming folder"
             raise StoreError(text, str(self._inbox), cause=Cause.INVALID)
-        report = await self._run(limit_s, "install", str(self._inbox / package))
-        await asyncio.to_thread(self._clear, self._inbox / package)
+        path, wanted = self._inbox / package, () if digest is None else ("--digest", digest)
+        before = await asyncio.to_thread(file_mark, path)
+        report = await self._run(limit_s, "install", str(path), *wanted)
+        if before is not None and before == await asyncio.to_thread(file_mark, path):  # else another one came meanwhile
+            await asyncio.to_thread(self._clear, path)
         return report
 
     async def fetch(self, url: str, digest: str, limit_s: float | None = None) -> Mapping[str, Any]:
@@ -307,7 +314,8 @@ class StoreProcess:
         try:
             out, err = await asyncio.wait_for(process.communicate(), order_s)
         except asyncio.CancelledError:
-            process.terminate()
+            # Whoever cancels waits for the end: until then the store and the download are held.
+            await _ended(process)
             raise
         except asyncio.TimeoutError as error:  # until Python 3.10 not the built-in one
             await _ended(process)

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from edge_agent.app import wiring
+from edge_agent.base.causes import Cause
 from edge_agent.base.errors import EdgeError, PackageError, SignatureError, UsageError
 from edge_agent.base.limits import KIB, MANIFEST_BYTES, STATEMENT_BYTES
 from edge_agent.base.shown_text import one_line
@@ -99,16 +100,24 @@ def _check_trust(settings: Settings) -> None:
     if not settings.store.allow_unsigned and trust(settings) is None:
         root = str(settings.store.trust_root)
         remedy = "put the root.json of `edge-forge keygen` there"
-        raise PackageError("is missing, so no signature can be checked", root, remedy)
+        raise PackageError("is missing, so no signature can be checked", root, remedy, Cause.NO_TRUST_ROOT)
 
 
-def install(config: Path | None, package: Path, progress: Progress = silent, again: bool = False) -> dict[str, Any]:
-    """Verify, probe and activate a package. Raises PackageError, StoreError; then nothing has changed."""
+def install(
+    config: Path | None,
+    package: Path,
+    progress: Progress = silent,
+    again: bool = False,
+    digest: str | None = None,
+) -> dict[str, Any]:
+    """Verify, probe and activate a package; `digest`: of its index, None takes any. Raises UsageError, PackageError,
+    StoreError; then nothing has changed."""
+    check_digest(digest)
     descriptor = package_descriptor(package)
     try:
         settings = _settings_of_owner(config)
         _check_trust(settings)
-        report = open_library(settings, again).install(package, progress, descriptor)
+        report = open_library(settings, again).install(package, progress, descriptor, digest)
     finally:
         os.close(descriptor)
     fields = report_fields(report)
@@ -144,8 +153,8 @@ def install_url(
     transfer = TransferOptions(None if limit is None else limit * KIB)
     room = RoomOptions(settings.store.reserve_bytes)
     folder, root = settings.store.state_dir / "downloads", wiring.store_dir(settings)
-    download = PackageDownload(url, folder, root, _early_check(settings, digest), transfer, room)
-    report = open_library(settings, again).install(download.fetch(), progress)
+    download = PackageDownload(url, folder, root, _early_check(settings, digest), transfer, room, digest)
+    report = open_library(settings, again).install(download.fetch(), progress, digest=digest)
     download.done()
     fields = {**report_fields(report), "moved_bytes": download.moved_bytes}
     if report.changed:
@@ -163,7 +172,7 @@ def _early_check(settings: Settings, digest: str | None) -> Callable[[Package], 
         release = read_release(package, trusted, settings.store.allow_unsigned).release
         if digest is not None and release.index.digest != digest:
             text = f"this is package {release.index.digest}, {digest} was asked for"
-            raise PackageError(text, package.where, "another package lies at this URL")
+            raise PackageError(text, package.where, "another package lies at this URL", Cause.SOURCE)
         if "sha256:" + hashlib.sha256(package.read("index.json", MANIFEST_BYTES)).hexdigest() != release.index.digest:
             raise SignatureError("its SHA-256 is not the one that was signed", "index.json", "fetch the package again")
 
@@ -174,8 +183,8 @@ def install_waiting(config: Path | None, folder: Path) -> dict[str, Any]:
     """Install every package (.tar) of a folder in the order of their names, as put there before the board was flashed.
 
     One that was installed is removed from the folder. One that is refused stays, beside NAME.refused with the reason,
-    and is not tried again while that file is there. One that could not be tried (a full disk, another install at work)
-    stays for the next call. Each ends for itself: a bad one keeps no other from being installed.
+    and is not tried again while that file is there. One that could not be tried (a full disk, no trust root, another
+    install at work) stays for the next call. Each ends for itself: a bad one keeps no other from being installed.
     """
     if not folder.is_dir():
         raise UsageError("is no folder", str(folder), "name the folder that packages wait in")
@@ -191,7 +200,7 @@ def install_waiting(config: Path | None, folder: Path) -> dict[str, Any]:
         except EdgeError as error:
             lines.append(f"{package.name} is not installed: {error}")
             refused.append(package.name)
-            if isinstance(error, PackageError):
+            if isinstance(error, PackageError) and error.cause not in (Cause.NO_TRUST_ROOT, Cause.SOURCE):
                 verdict.write_text(f"{error}\n", encoding="utf-8")
     text = "\n".join(lines) or f"no package waits in {folder}"
     return {"text": text, "installed": installed, "refused": refused}

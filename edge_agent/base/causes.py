@@ -55,11 +55,14 @@ class Cause(Enum):
     """The package is no package, is damaged, or does not fit this device."""
     SIGNATURE = "signature"
     """Unsigned, signed by an unknown key, expired, older than what was committed, or of another line."""
+    NO_TRUST_ROOT = "no-trust-root"
+    """There is no trust root on the device, so no signature can be checked; it can be put there later."""
     PROBES_FAILED = "probes-failed"
     """The model's golden probes do not hold on this device."""
     DISK_FULL = "disk-full"
     SOURCE = "source"
-    """The package is not where it was said to be: no such file, or a server that does not give it."""
+    """The package is not where it was said to be: no such file, a server that does not give it, or a file or a server
+    that gives something else under its name."""
     STORE = "store"
     """The store on the disk cannot do what was asked: read-only, damaged, or the command on it failed."""
     NO_EARLIER_VERSION = "no-earlier-version"
@@ -72,6 +75,7 @@ OF_ORDERS = frozenset(
         Cause.BUSY,
         Cause.PACKAGE_REFUSED,
         Cause.SIGNATURE,
+        Cause.NO_TRUST_ROOT,
         Cause.PROBES_FAILED,
         Cause.DISK_FULL,
         Cause.SOURCE,

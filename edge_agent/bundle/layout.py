@@ -70,7 +70,10 @@ class Package:
         done, size = 0, self.sizes[name]
         with self._source.open(name) as (descriptor, offset):
             while done < size:
-                chunk = os.pread(descriptor, min(CHUNK, size - done), offset + done)
+                try:
+                    chunk = os.pread(descriptor, min(CHUNK, size - done), offset + done)
+                except OSError as error:
+                    raise unreadable(error, name, self.where) from error
                 if not chunk:
                     raise PackageError(f"{name} ends {size - done} bytes early", self.where)
                 done += len(chunk)
@@ -80,11 +83,17 @@ class Package:
     def file(self, name: str) -> Iterator[BinaryIO]:
         """A file of the package to read and seek in; it ends where `sizes` says."""
         with self._source.open(name) as (descriptor, offset):
-            yield io.BufferedReader(_Window(descriptor, offset, self.sizes[name]), limits.KIB * 64)
+            yield io.BufferedReader(_Window(descriptor, offset, self.sizes[name], self.where), limits.KIB * 64)
 
     def blobs(self) -> Mapping[str, int]:
         """Digest -> size of every blob that travels in the package."""
         return {f"sha256:{name[len(BLOBS) :]}": size for name, size in self.sizes.items() if name.startswith(BLOBS)}
+
+
+def unreadable(error: OSError, name: str, where: str) -> PackageError:
+    """The medium that a package lies on does not give its bytes: that says nothing about the package."""
+    remedy = "is the stick still there, and the network folder? else copy the package again"
+    return PackageError(f"{name} cannot be read: {error.strerror or error}", where, remedy, Cause.SOURCE)
 
 
 def package_descriptor(path: Path) -> int:
@@ -98,7 +107,8 @@ def package_descriptor(path: Path) -> int:
         remedy = "name a package that `edge-forge` wrote"
         raise PackageError("there is no such file", str(path), remedy, Cause.SOURCE) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise PackageError(f"it cannot be opened: {getattr(error, 'strerror', None) or error}", str(path)) from error
+        what = f"it cannot be opened: {getattr(error, 'strerror', None) or error}"
+        raise PackageError(what, str(path), cause=Cause.SOURCE) from error
 
 
 def open_package(path: Path, descriptor: int | None = None) -> Package:
@@ -115,15 +125,16 @@ def open_package(path: Path, descriptor: int | None = None) -> Package:
             return Package(_Tar(own, where), where)
         os.close(own)
     except OSError as error:
-        raise PackageError(f"it cannot be opened: {error.strerror}", str(path)) from error
+        raise unreadable(error, "it", str(path)) from error
     raise PackageError("it is neither a file nor a folder", str(path))
 
 
 class _Window(io.RawIOBase):
     """A part of an open file as a file of its own. It does not close the descriptor."""
 
-    def __init__(self, descriptor: int, offset: int, size: int) -> None:
+    def __init__(self, descriptor: int, offset: int, size: int, where: str) -> None:
         super().__init__()
+        self._where = where
         self._descriptor, self._offset, self._size, self._at = descriptor, offset, size, 0
 
     def readable(self) -> bool:
@@ -143,7 +154,10 @@ class _Window(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """See `io.RawIOBase`."""
         wanted = max(0, min(len(buffer), self._size - self._at))
-        data = os.pread(self._descriptor, wanted, self._offset + self._at)
+        try:
+            data = os.pread(self._descriptor, wanted, self._offset + self._at)
+        except OSError as error:
+            raise unreadable(error, "a file of it", self._where) from error
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)

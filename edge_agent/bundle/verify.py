@@ -13,6 +13,7 @@ from pathlib import Path
 
 from edge_agent import __version__
 from edge_agent.base import limits
+from edge_agent.base.causes import Cause
 from edge_agent.base.errors import PackageError, SignatureError
 from edge_agent.bundle import manifest as forms
 from edge_agent.bundle import sign, statement
@@ -153,7 +154,10 @@ def _signers(
         state = "signed by nobody whom this device trusts" if envelope.signatures else "unsigned"
         return frozenset(), f"the package is {state}; it is taken because allow_unsigned is set"
     raise SignatureError(
-        "this device has no trust root, so no signature can be checked", RELEASE_FILE, "set store.trust_root"
+        "this device has no trust root, so no signature can be checked",
+        RELEASE_FILE,
+        "set store.trust_root",
+        Cause.NO_TRUST_ROOT,
     )
 
 

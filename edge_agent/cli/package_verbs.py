@@ -25,9 +25,7 @@ def add_package_verbs(verbs: Any) -> None:
         help="every package of a folder, by name; those installed are removed from it, a refused one gets NAME.refused "
         "beside it (default: the one package that is named)",
     )  # fmt: skip
-    verb.add_argument(
-        "--digest", metavar="sha256:HEX", help="of its index: another package at the URL is refused (default: any)"
-    )
+    verb.add_argument("--digest", metavar="sha256:HEX", help="of its index: another package is refused (default: any)")
     verb.add_argument("--again", action="store_true", help="try a package whose trials were cut off three times")
     verb.add_argument("--json", action="store_true", help="as JSON (default: lines for people)")
     verb.set_defaults(verb=install)
@@ -56,14 +54,15 @@ def install(options: argparse.Namespace) -> int:
     from edge_agent.app.packages import install, install_url, install_waiting
 
     if options.folder is not None:
+        if options.digest is not None:
+            raise UsageError("--digest is of one package, and --from takes all of a folder")
         report = install_waiting(options.config, options.folder)
         return _print_report(report, options.json) or (1 if report["refused"] else 0)
     if "://" in options.package:
         report = install_url(options.config, options.package, options.digest, again=options.again)
         return _print_report(report, options.json)
-    if options.digest is not None:
-        raise UsageError("--digest is for a package that is fetched from a URL")
-    return _print_report(install(options.config, Path(options.package), again=options.again), options.json)
+    report = install(options.config, Path(options.package), again=options.again, digest=options.digest)
+    return _print_report(report, options.json)
 
 
 def models(options: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from edge_agent.base.causes import Cause
+from edge_agent.base.limits import DESIRED_ITEMS
 from edge_agent.core import backoff
 
 RESTART_S = 30.0
@@ -32,13 +33,20 @@ MOST_CUT_OFF = 3
 must not be repeated until the time is up."""
 LEAST_ATTEMPT_S = 10.0
 """An attempt that would have less time is not begun."""
-FOR_GOOD = frozenset({Cause.PACKAGE_REFUSED, Cause.SIGNATURE, Cause.PROBES_FAILED, Cause.NO_EARLIER_VERSION})
+FOR_GOOD = frozenset({Cause.PACKAGE_REFUSED, Cause.PROBES_FAILED, Cause.NO_EARLIER_VERSION})
 """Causes that the same package meets again on this device; all others are tried again. INVALID is none: the settings
-file has it, too, while someone edits it."""
-UNCOUNTED = frozenset({Cause.BUSY, Cause.UNAVAILABLE, Cause.DISK_FULL, Cause.SOURCE})
+file has it, too, while someone edits it. SIGNATURE is none: the digest of a package does not cover its statement, which
+another source may give signed; see `MOST_UNSIGNED`."""
+UNCOUNTED = frozenset({Cause.BUSY, Cause.UNAVAILABLE, Cause.DISK_FULL, Cause.SOURCE, Cause.NO_TRUST_ROOT})
 """Causes that say nothing about the package and cost no trial: tried again until the time is up. After any other one,
 `MOST_ATTEMPTS` attempts are made: each may load the model and wear the board."""
 MOST_ATTEMPTS = 8
+MOST_UNSIGNED = 3
+"""Attempts that end at a signature, or one for each source where there are more; then the package is refused."""
+
+
+MOST_ITEMS = 8 * DESIRED_ITEMS
+"""With those that are to go because nothing names them."""
 
 
 class ItemState(Enum):
@@ -116,14 +124,18 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class InstalledPackages:
-    """What the store holds: the package that each model and each adapter came from, and that of the version before."""
+    """What the store holds: the package that each model and each adapter came from, and that of the version before;
+    `damaged`: models that lie there and cannot run, and their adapters."""
 
     current: Mapping[Key, str] = field(default_factory=dict)
     previous: Mapping[str, str] = field(default_factory=dict)
+    damaged: Collection[Key] = frozenset()
 
     def shows(self, wanted: Wanted) -> bool:
-        """Whether this is what is wanted."""
-        return self.current.get(wanted.key) == wanted.package
+        """Whether this is what is wanted. What is damaged is neither the package nor gone."""
+        return self.current.get(wanted.key) == wanted.package and (
+            wanted.package is not None or wanted.key not in self.damaged
+        )
 
 
 @dataclass(slots=True)
@@ -176,11 +188,12 @@ class Item:
         self.attempts += 1
         self.next = what
 
-    def failed(self, cause: Cause, reason: str, now_s: float, wall_s: float) -> None:
-        """The attempt ended without effect; it is refused, or tried again later."""
+    def failed(self, cause: Cause, reason: str, now_s: float, wall_s: float, sources: int = 1) -> None:
+        """The attempt ended without effect; it is refused, or tried again later. `sources`: how many there are."""
         self.reason, self.cause = reason, cause
         self.trials += cause not in UNCOUNTED
-        if cause in FOR_GOOD or self.trials >= MOST_ATTEMPTS:
+        most = max(MOST_UNSIGNED, sources) if cause is Cause.SIGNATURE else MOST_ATTEMPTS
+        if cause in FOR_GOOD or self.trials >= most:
             self.move(ItemEvent.REFUSED, wall_s)
             return
         self.move(ItemEvent.FAILED, wall_s)
@@ -238,13 +251,14 @@ class Attempt:
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """What is known at a look: the store (None: it cannot be read), digests of packages that can be had now, whether
-    the state is saved."""
+    the state is saved, whether an attempt for an earlier version has not ended yet."""
 
     installed: InstalledPackages | None
     offered: Collection[str]
     saved: bool
     now_s: float
     wall_s: float
+    stopping: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,7 +317,8 @@ class DesiredState:
         `attempt_ended` must follow."""
         self._spend(around.now_s)
         if around.installed is not None:
-            if not self.ended and self.terms.remove_others:
+            # A version that names nothing at all has ended before the first look, and everything is to go.
+            if self.terms.remove_others and (not self.ended or not self.items):
                 self._note_others(around.installed, around.wall_s)
             for item in self.items:
                 self._observe(item, around.installed, around.wall_s)
@@ -329,7 +344,8 @@ class DesiredState:
         cause, reason = failure or (Cause.PACKAGE_REFUSED, _brought_nothing(wanted))
         if failure is None and around.installed is None:
             cause, reason = Cause.STORE, "whether it was done is not known: the store cannot be read"
-        item.failed(cause, reason, around.now_s, around.wall_s)
+        sources = 1 + len(self.terms.sources.get(wanted.package or "", ()))
+        item.failed(cause, reason, around.now_s, around.wall_s, sources)
 
     def withdraw(self, wall_s: float) -> None:
         """Nobody wants this version any more: what has not ended is refused. An attempt under way must have been
@@ -353,6 +369,13 @@ class DesiredState:
             carried = package in (own.get(model), installed.current.get((model, None)))
             if gone in named or (model in models and (adapter is None or carried)):
                 continue
+            self._note_other(gone, named, wall_s)
+        for model, _ in installed.damaged:
+            if model not in models and (model, None) not in named:
+                self._note_other((model, None), named, wall_s)
+
+    def _note_other(self, gone: Key, named: set[Key], wall_s: float) -> None:
+        if len(self.items) < MOST_ITEMS:  # those that are left out are noted by a later version
             named.add(gone)
             self.items.append(Item(Wanted(*gone, None), since_s=wall_s))
 
@@ -386,6 +409,8 @@ class DesiredState:
         action = _action(item.wanted, around.installed)
         if (first := self._waits_for(item)) is not None:
             item.wait(f"waits for {first}")
+        elif around.stopping:
+            item.wait("waits for the end of an attempt for an earlier version")
         elif around.now_s < item.again_s:
             pass  # `attempt_ended` has said when it is tried again
         elif action is StoreAction.INSTALL and item.wanted.package not in around.offered:

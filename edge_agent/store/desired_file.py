@@ -18,7 +18,7 @@ from edge_agent.base import limits
 from edge_agent.base.causes import Cause
 from edge_agent.base.errors import EdgeError
 from edge_agent.bundle.jsonio import Document, decode, encode
-from edge_agent.core.desired_state import DesiredState, Item, ItemState, Terms, Wanted
+from edge_agent.core.desired_state import MOST_ITEMS, DesiredState, Item, ItemState, Terms, Wanted
 from edge_agent.store.disk import replace_file, translated
 
 log = logging.getLogger("edge_agent.store")
@@ -49,7 +49,7 @@ class _Desired(Document, frozen=True, kw_only=True):
     fingerprint: str
     within_s: float
     spent_s: float
-    items: Annotated[tuple[_Item, ...], Meta(max_length=8 * limits.DESIRED_ITEMS)]
+    items: Annotated[tuple[_Item, ...], Meta(max_length=MOST_ITEMS)]
     remove_others: bool = False
     sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
 

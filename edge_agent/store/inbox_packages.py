@@ -2,15 +2,17 @@
 
 The digest is read from the statement, unverified: it says which file to hand to the install, which checks everything.
 A file that is still being copied has no end mark and counts as not there. A file is opened again only when its size,
-inode or time has changed.
+inode or time has changed; so is one that an install found to be another package than it claims, or a damaged one.
 
 A file of its own because the daemon reads packages here, and nowhere else.
 """
 
 from __future__ import annotations
 
+import itertools
+import os
 import stat
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from edge_agent.base import limits
@@ -19,7 +21,8 @@ from edge_agent.bundle.jsonio import decode
 from edge_agent.bundle.statement import RELEASE_FILE, RELEASE_TYPE, Release
 
 MOST_FILES = 1024
-"""Files of the folder that are looked at, in the order of their names."""
+"""Entries of the folder that are read, in the order in which the file system gives them."""
+Mark = tuple[int, ...]
 
 
 def package_digest(path: Path) -> str:
@@ -33,18 +36,41 @@ def package_digest(path: Path) -> str:
     return decode(payload, Release, RELEASE_FILE, limits.STATEMENT_BYTES).index.digest
 
 
+def file_mark(path: Path) -> Mark | None:
+    """What changes when a file, or a file of a folder of the form of a package, is changed or exchanged; None where it
+    is not there, or cannot be read."""
+    try:
+        found = path.stat()
+        marks = [_mark(found)]
+        if stat.S_ISDIR(found.st_mode):
+            marks += sorted(_mark(one.stat()) for one in itertools.islice(_below(path), limits.PACKAGE_MEMBERS))
+    except OSError:
+        return None
+    return tuple(itertools.chain.from_iterable(marks))
+
+
+def _mark(found: os.stat_result) -> Mark:
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_mode
+
+
+def _below(package: Path) -> Iterator[Path]:
+    for folder in (package, package / "root", package / "blobs" / "sha256"):
+        if folder.is_dir():
+            yield from folder.iterdir()
+
+
 class InboxPackages:
     """The packages in `folder`. Implements `agent.desired_keeper.PackageSource`, but for the thread."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         # By name: what tells a changed file, and its digest (None: no package).
-        self._known: dict[str, tuple[tuple[int, ...], str | None]] = {}
+        self._known: dict[str, tuple[Mark, str | None]] = {}
 
     def find(self, wanted: Collection[str]) -> Mapping[str, str]:
         """The names of files by the digests that are wanted; nothing where the folder cannot be read."""
         try:
-            names = sorted(path.name for path in self._folder.iterdir())[:MOST_FILES]
+            names = sorted(path.name for path in itertools.islice(self._folder.iterdir(), MOST_FILES))
         except OSError:
             return {}
         known = {}
@@ -54,15 +80,16 @@ class InboxPackages:
         self._known = known
         return {digest: name for name, (_, digest) in known.items() if digest is not None and digest in wanted}
 
-    def _look(self, name: str) -> tuple[tuple[int, ...], str | None] | None:
+    def refused(self, name: str) -> None:
+        """An install found that the file is not the package that it claims: it is looked at again once it changes."""
+        if (mark := file_mark(self._folder / name)) is not None:
+            self._known[name] = (mark, None)
+
+    def _look(self, name: str) -> tuple[Mark, str | None] | None:
         path = self._folder / name
-        try:
-            found = path.stat()
-        except OSError:
+        if (mark := file_mark(path)) is None:
             return None
-        mark = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_mode)
-        # The time of a folder does not tell whether a file below it is complete.
-        if name in self._known and self._known[name][0] == mark and not stat.S_ISDIR(found.st_mode):
+        if name in self._known and self._known[name][0] == mark:
             return self._known[name]
         try:
             return mark, package_digest(path)

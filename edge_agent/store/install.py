@@ -75,12 +75,16 @@ class Installer:
         self._progress = progress
         self._headers: dict[str, GgufHeader | None] = {}
 
-    def run(self, path: Path, descriptor: int | None = None) -> InstallReport:
-        """Install a package. Raises PackageError or StoreError; then nothing has changed."""
+    def run(self, path: Path, descriptor: int | None = None, digest: str | None = None) -> InstallReport:
+        """Install a package, `digest`: only the one with this digest of its index. Raises PackageError or StoreError;
+        then nothing has changed."""
         with open_package(path, descriptor) as package:
             self._at("opened")
             record = self._state.read()
             verified = self._check_release(package, record)
+            if digest is not None and verified.release.index.digest != digest:
+                text = f"this is package {verified.release.index.digest}, {digest} was asked for"
+                raise PackageError(text, package.where, "another package lies there", Cause.SOURCE)
             contents = read_package(package, verified.release, self._blobs.fetch)
             steps = self._plan(package, contents, verified, record)
             self._check_trials(verified.release.index.digest)
@@ -258,7 +262,9 @@ def _still_signed(signers: Sequence[str], trust: Trust | None) -> bool:
     if trust is None or not signers:
         return True
     release = trust.root.roles.release
-    return len({*signers} & {*release.keys}) >= release.threshold
+    left = {*signers} & {*release.keys}
+    # Where no key of theirs was revoked, a raised threshold says nothing against what they signed under the old one.
+    return left == {*signers} or len(left) >= release.threshold
 
 
 def newest_trust(root: Path, trust: Trust | None) -> Trust | None:

@@ -135,11 +135,17 @@ class ModelStore:
         if self._packages is None or self._packages[0] != generation:
             models = self._state.read().models
             current: dict[tuple[str, str | None], str] = {}
-            for name in [model.name for model in self.active() if model.name in models]:
-                current[name, None] = models[name].current.package
-                current |= {(name, one.name): one.package for one in models[name].current.adapters}
+            damaged: set[tuple[str, str | None]] = set()
+            runs = {model.name for model in self.active()}
+            for name, model in models.items():
+                found: dict[tuple[str, str | None], str] = {(name, None): model.current.package}
+                found |= {(name, one.name): one.package for one in model.current.adapters}
+                if name in runs:
+                    current |= found
+                else:
+                    damaged |= found.keys()
             previous = {name: one.previous.package for name, one in models.items() if one.previous is not None}
-            self._packages = (generation, InstalledPackages(current, previous))
+            self._packages = (generation, InstalledPackages(current, previous, damaged))
         return self._packages[1]
 
     def models(self) -> tuple[ModelHistory, ...]:
@@ -149,21 +155,33 @@ class ModelStore:
             found.append(ModelHistory(name, model.current, model.previous, self._problem(model.current)))
         return tuple(found)
 
-    def install(self, package: Path, progress: Progress | None = None, descriptor: int | None = None) -> InstallReport:
-        """Install a package (tar or folder; `descriptor`: opened already). Raises PackageError or StoreError; then
-        everything is as it was."""
+    def install(
+        self,
+        package: Path,
+        progress: Progress | None = None,
+        descriptor: int | None = None,
+        digest: str | None = None,
+    ) -> InstallReport:
+        """Install a package (tar or folder; `descriptor`: opened already; `digest`: no other one). Raises PackageError
+        or StoreError; then everything is as it was. Where a digest is asked for and the file is not that package,
+        whole, the cause is SOURCE."""
         if self._context is None:
             raise StoreError("this store was opened for reading only", str(self._root))
         # Imported here, because the daemon only reads and every imported module costs it memory.
         from edge_agent.store.install import Installer
         from edge_agent.store.install_plan import silent
+        from edge_agent.store.refusal import of_source
 
         report_to = progress or silent
         with self._changing():
             try:
                 report = Installer(self._root, self._state, self._blobs, self._context, report_to).run(
-                    package, descriptor
+                    package, descriptor, digest
                 )
+            except PackageError as error:
+                if digest is not None and of_source(error, package, digest, self._blobs, descriptor):
+                    raise PackageError(error.what, error.where, error.remedy, Cause.SOURCE) from error
+                raise
             finally:
                 self._collect()
             self._at("collected")

@@ -32,6 +32,7 @@ from edge_agent.bundle.layout import BLOBS, Package, open_package
 from edge_agent.bundle.manifest import Index
 from edge_agent.bundle.verify import fetcher
 from edge_agent.store.disk import Blobs, FreeBytes, free_bytes, translated
+from edge_agent.store.refusal import of_source
 from edge_agent.store.remote_file import WINDOW, RemoteFile, TransferOptions
 
 CHUNK = 64 * limits.KIB
@@ -55,14 +56,23 @@ class PackageDownload:
     """One package from one URL, by way of `folder`. `moved_bytes`: what came from the server, headers left out."""
 
     def __init__(
-        self, url: str, folder: Path, store: Path, check: Check, options: TransferOptions, room: RoomOptions
+        self,
+        url: str,
+        folder: Path,
+        store: Path,
+        check: Check,
+        options: TransferOptions,
+        room: RoomOptions,
+        digest: str | None = None,
     ) -> None:
-        """`folder`: where downloads lie; `store`: whose blobs are not fetched again."""
+        """`folder`: where downloads lie; `store`: whose blobs are not fetched again; `digest`: the package that is
+        wanted, so that whatever else lies at the URL is the source's fault."""
         name = hashlib.sha256(url.encode()).hexdigest()[:32]
         self._others, self._top = folder, folder / name
         self._package, self._partial = self._top / "package", self._top / "partial"
         self._blobs = Blobs(store)
-        self._check, self._room = check, room
+        self._check, self._room, self._digest = check, room, digest
+        self._checking = False
         self._remote = RemoteFile(url, options)
         self._manifests: frozenset[str] = frozenset()
 
@@ -72,8 +82,9 @@ class PackageDownload:
         return self._remote.moved_bytes
 
     def fetch(self) -> Path:
-        """The folder to install. Raises PackageError, SignatureError, StoreError; what was fetched by then is kept."""
-        with translated(self._top), _alone(self._top):
+        """The folder to install. Raises PackageError, SignatureError, StoreError; what was fetched by then is kept.
+        Where a digest is wanted and the URL does not give that package, the cause is SOURCE."""
+        with translated(self._top), _alone(self._top), self._blame():
             _forget_old(self._others, self._top)
             for folder in (self._package / BLOBS, self._package / "root", self._partial):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -86,6 +97,16 @@ class PackageDownload:
                 if self._remote.ranges:
                     self._fetch_missing(members)
         return self._package
+
+    @contextlib.contextmanager
+    def _blame(self) -> Iterator[None]:
+        try:
+            yield
+        except PackageError as error:
+            wanted, head = self._digest, self._checking
+            if wanted is None or not of_source(error, self._package, wanted, self._blobs, head=head):
+                raise
+            raise PackageError(error.what, error.where, error.remedy, Cause.SOURCE) from error
 
     def done(self) -> None:
         """The package is installed: what was fetched is deleted."""
@@ -132,7 +153,9 @@ class PackageDownload:
     def _check_head(self) -> None:
         """Statement and index are there: whether this package is wanted, before its blobs move."""
         with open_package(self._package) as package:
+            self._checking = True
             self._check(package)
+            self._checking = False
             index = decode(package.read("index.json", limits.MANIFEST_BYTES), Index, "index.json")
         self._manifests = frozenset(one.digest for one in index.manifests)
 

@@ -40,5 +40,18 @@ def test_a_folder_is_installed_in_order_and_a_bad_package_keeps_no_other_out(
         packages.install_waiting(config, tmp_path / "none")
 
 
+def test_a_trust_root_that_comes_later_finds_the_packages_waiting(tmp_path: Path) -> None:
+    agent = AgentProcess(tmp_path / "device", 1)
+    settings = agent.config.read_text()
+    agent.config.write_text(settings.replace('trust_root = "', 'trust_root = "/none'))
+    folder = tmp_path / "factory"
+    folder.mkdir()
+    shutil.copy(echo_package(tmp_path), folder / "echo.tar")
+    assert packages.install_waiting(agent.config, folder)["refused"] == ["echo.tar"]
+    assert [path.name for path in folder.iterdir()] == ["echo.tar"], "no verdict on the package"
+    agent.config.write_text(settings)
+    assert packages.install_waiting(agent.config, folder)["installed"] == ["echo.tar"]
+
+
 def _disk_is_full(_config: Path, _package: Path) -> None:
     raise StoreError("the disk is too full")

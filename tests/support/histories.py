@@ -42,7 +42,7 @@ from edge_agent.protocol.envelope import Inbound, Outbound
 from edge_agent.protocol.topics import Topics
 from edge_agent.store.crash_points import INSTALL_POINTS
 from edge_agent.store.desired_file import DesiredFile
-from edge_agent.store.inbox_packages import InboxPackages, package_digest
+from edge_agent.store.inbox_packages import InboxPackages, file_mark, package_digest
 from edge_agent.store.install_plan import InstallContext
 from edge_agent.store.model_store import ModelStore
 from tests.support import packages as tiny
@@ -171,6 +171,10 @@ class Source:
         """See `PackageSource`."""
         return self._inbox.find(wanted)
 
+    def refused(self, name: str) -> None:
+        """See `PackageSource`."""
+        self._inbox.refused(name)
+
 
 class Life:
     """One process of the daemon, and the children that it started."""
@@ -209,13 +213,15 @@ class Life:
 
     # ---- the operator of the store: processes that outlive the daemon's death, but not the power ---------------------
 
-    async def install(self, package: str, limit_s: float | None = None) -> Mapping[str, Any]:
+    async def install(self, package: str, limit_s: float | None = None, digest: str | None = None) -> Mapping[str, Any]:
         """See `commands.Operator`."""
         path = self.history.inbox / package
 
         def work(store: ModelStore) -> None:
-            store.install(path)
-            path.unlink(missing_ok=True)
+            before = file_mark(path)
+            store.install(path, digest=digest)
+            if file_mark(path) == before:
+                path.unlink(missing_ok=True)
 
         return await self._child(work, limit_s)
 
@@ -228,7 +234,7 @@ class Life:
                 raise StoreError("the server answers 404 Not Found", url, cause=Cause.SOURCE)
             path = history.folder / "fetched.tar"
             path.write_bytes(catalogue().data[digest])
-            store.install(path)
+            store.install(path, digest=digest)
 
         return await self._child(work, limit_s)
 

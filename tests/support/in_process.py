@@ -64,7 +64,7 @@ class FakeOperator:
         self.fault: Exception | None = None
         self.takes_s = 0.0
 
-    async def install(self, package: str, limit_s: float | None = None) -> Mapping[str, Any]:
+    async def install(self, package: str, limit_s: float | None = None, digest: str | None = None) -> Mapping[str, Any]:
         """See `Operator`."""
         return await self._do("install", package)
 

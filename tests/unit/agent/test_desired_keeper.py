@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -29,6 +30,10 @@ class Shop:
         """See `PackageSource`."""
         return {digest: f"{digest[7]}.tar" for digest in wanted if digest in self.digests}
 
+    def refused(self, name: str) -> None:
+        """See `PackageSource`."""
+        self.digests = {digest for digest in self.digests if f"{digest[7]}.tar" != name}
+
 
 class Installer:
     """An operator that installs into a FakeLibrary after `takes_s`, or raises `faults` in turn."""
@@ -37,8 +42,9 @@ class Installer:
         self.library, self.takes_s = library, takes_s
         self.calls: list[tuple[Any, ...]] = []
         self.faults: list[Exception] = []
+        self.ends_s = 0.0
 
-    async def install(self, package: str, limit_s: float | None = None) -> Mapping[str, Any]:
+    async def install(self, package: str, limit_s: float | None = None, digest: str | None = None) -> Mapping[str, Any]:
         """See `Operator`."""
         await self._spend("install", package, limit_s)
         self.library.install(a_model("m", a_variant(package[0] * 64)))
@@ -63,7 +69,11 @@ class Installer:
 
     async def _spend(self, *call: Any) -> None:
         self.calls.append(call)
-        await later(self.takes_s)
+        try:
+            await later(self.takes_s)
+        except asyncio.CancelledError:
+            await later(self.ends_s)
+            raise
         if self.faults:
             raise self.faults.pop(0)
 
@@ -218,7 +228,7 @@ def test_a_refusal_and_a_failure_carry_the_cause_of_the_install(tmp_path: Path) 
     ports["operator"].faults = [
         StoreError("another install is at work", cause=Cause.BUSY),
         RuntimeError("a bug"),
-        StoreError("the signature does not fit", cause=Cause.SIGNATURE),
+        *[StoreError("the signature does not fit", cause=Cause.SIGNATURE)] * 2,
     ]
 
     async def scenario(device: Device) -> None:
@@ -227,10 +237,64 @@ def test_a_refusal_and_a_failure_carry_the_cause_of_the_install(tmp_path: Path) 
         (item,) = reported(device)["items"]
         assert (item["state"], item["cause"], item["attempts"]) == ("pending", "agent-error", 1)
         assert item["next"] == "tried again in 10 s"
-        await pass_s(device, 20)
+        await pass_s(device, 14)
+        (item,) = reported(device)["items"]
+        assert (item["state"], item["cause"]) == ("pending", "signature"), "another source may give it signed"
+        await pass_s(device, 100)
         (item,) = reported(device)["items"]
         assert (item["state"], item["cause"]) == ("refused", "signature")
         assert item["reason"] == "the signature does not fit"
+
+    Device.run(scenario, ports=ports)
+
+
+def test_a_file_that_is_not_the_package_is_passed_by_and_the_next_source_is_tried(tmp_path: Path) -> None:
+    ports = parts(tmp_path, P1)
+    ports["operator"].faults = [StoreError("this is another package", cause=Cause.SOURCE)] * 2
+    sources = [{"package": P1, "url": f"http://{host}/p.tar"} for host in ("a", "b")]
+
+    async def scenario(device: Device) -> None:
+        await device.intake.take(message(1, sources=sources))
+        await pass_s(device, 60)
+        assert [call[:2] for call in device.operator.calls] == [
+            ("install", "1.tar"),
+            ("fetch", sources[1]["url"]),
+            ("fetch", sources[0]["url"]),
+        ]
+        assert ports["source"].digests == set(), "the file is not taken again before it changes"
+        assert reported(device)["state"] == "applied"
+
+    Device.run(scenario, ports=ports)
+
+
+def test_a_trust_root_that_is_missing_is_waited_for(tmp_path: Path) -> None:
+    ports = parts(tmp_path, P1)
+    ports["operator"].faults = [StoreError("there is no trust root", cause=Cause.NO_TRUST_ROOT)] * 9
+
+    async def scenario(device: Device) -> None:
+        await device.intake.take(message(1))
+        await pass_s(device, 2000)
+        assert len(device.operator.calls) > 8 and reported(device)["state"] == "pending"
+        assert reported(device)["items"][0]["cause"] == "no-trust-root"
+        await pass_s(device, 2000)
+        assert reported(device)["state"] == "applied"
+
+    Device.run(scenario, ports=ports)
+
+
+def test_the_next_attempt_waits_until_a_stopped_one_has_ended(tmp_path: Path) -> None:
+    ports = parts(tmp_path, P1, P2)
+    ports["operator"].takes_s, ports["operator"].ends_s = 100.0, 15.0
+
+    async def scenario(device: Device) -> None:
+        await device.intake.take(message(1))
+        await pass_s(device, 5)
+        await device.intake.take(message(2, P2))
+        await pass_s(device, 10)
+        assert len(device.operator.calls) == 1
+        assert reported(device)["items"][0]["next"] == "waits for the end of an attempt for an earlier version"
+        await pass_s(device, 20)
+        assert len(device.operator.calls) == 2
 
     Device.run(scenario, ports=ports)
 

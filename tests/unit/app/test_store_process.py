@@ -12,6 +12,7 @@ import pytest
 from edge_agent.app import daemon
 from edge_agent.app.daemon import StoreProcess
 from edge_agent.base.errors import StoreError
+from tests.support.mqtt import until
 
 DEAF = "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
 TELL = "open({path!r}, 'w').write(str(os.getpid())); time.sleep(600)"
@@ -44,6 +45,35 @@ def test_a_refusal_keeps_its_begin_which_names_what_was_refused(
     assert caught.value.what.startswith("model minilm, variant int8: because")
     assert caught.value.what.endswith("...")
     assert len(caught.value.what) == 500
+
+
+def test_a_file_that_came_during_the_install_of_another_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Under the same name: what is installed leaves the incoming folder, and nothing else."""
+    package = tmp_path / "p.tar"
+    package.write_text("the first")
+    new = tmp_path / "new"
+    replace = f"import os; open({str(new)!r}, 'w').write('2'); os.replace({str(new)!r}, {str(package)!r}); "
+    for program, left in ((replace + "print('{}')", True), ("print('{}')", False)):
+        monkeypatch.setattr(daemon, "module_command", lambda *_, program=program: [sys.executable, "-c", program])
+        asyncio.run(StoreProcess(None, tmp_path).install("p.tar"))
+        assert package.exists() is left
+
+
+def test_an_order_that_is_given_up_has_ended_before_the_next(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    monkeypatch.setattr(daemon, "ORDER_END_S", 0.5)
+    program = DEAF + TELL.format(path=str(note))
+    monkeypatch.setattr(daemon, "module_command", lambda *_: [sys.executable, "-c", program])
+
+    async def run() -> None:
+        task = asyncio.create_task(StoreProcess(None, tmp_path).rollback("minilm"))
+        await until(lambda: note.exists() and note.read_text())
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(note.read_text()), 0)
+
+    asyncio.run(run())
 
 
 def test_an_order_that_says_nothing_is_told_by_its_exit_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from edge_agent.core.desired_state import (
     LEAST_ATTEMPT_S,
     MOST_ATTEMPTS,
     MOST_CUT_OFF,
+    MOST_ITEMS,
     RESTART_S,
     TRANSITIONS,
     Attempt,
@@ -42,6 +43,7 @@ class Board:
     remove_others: bool = False
     current: dict[tuple[str, str | None], str] = field(default_factory=dict)
     previous: dict[str, str] = field(default_factory=dict)
+    damaged: set[tuple[str, str | None]] = field(default_factory=set)
     offered: set[str] = field(default_factory=set)
     saved: bool = True
     readable: bool = True
@@ -54,7 +56,8 @@ class Board:
         self.state = DesiredState(1, Terms(self.within_s, self.remove_others), items)
 
     def around(self) -> Surroundings:
-        installed = InstalledPackages(dict(self.current), dict(self.previous)) if self.readable else None
+        installed = InstalledPackages(dict(self.current), dict(self.previous), frozenset(self.damaged))
+        installed = installed if self.readable else None
         return Surroundings(installed, frozenset(self.offered), self.saved, self.now_s, self.wall_s)
 
     def step(self, seconds: float = 1.0) -> Attempt | None:
@@ -144,6 +147,24 @@ def play(board: Board, act: str) -> None:
             board.current = {("m", None): "p7"}
         case "clock":
             board.wall_s = -board.wall_s + 1e9
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_damaged_model_is_not_gone(named: bool) -> None:
+    board = Board([Wanted("m", None, None)] if named else [], remove_others=not named)
+    board.damaged = {("m", None), ("m", "a")}
+    attempt = board.step()
+    assert attempt is not None and (attempt.action, attempt.wanted.key) == (StoreAction.REMOVE, ("m", None))
+    board.damaged = set()
+    board.end()
+    assert board.state.summary is ItemState.APPLIED
+
+
+def test_more_others_than_the_file_holds_are_left_to_a_later_version() -> None:
+    board = Board([], remove_others=True)
+    board.current = {(f"m{number}", None): "p" for number in range(2 * MOST_ITEMS)}
+    board.step()
+    assert len(board.state.items) == MOST_ITEMS
 
 
 @given(st.lists(ACTS, max_size=40))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 from edge_agent.store.inbox_packages import InboxPackages, package_digest
@@ -25,6 +26,36 @@ def test_packages_are_found_by_digest_when_they_are_whole(tmp_path: Path) -> Non
     assert found.find({"sha256:" + "0" * 64}) == {}
     arriving.unlink()
     assert found.find({digest}) == {}
+
+
+def test_a_file_that_was_refused_is_found_again_once_it_has_changed(tmp_path: Path) -> None:
+    package = echo_package(tmp_path / "made")
+    digest, data = package_digest(package), package.read_bytes()
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    (inbox / "p.tar").write_bytes(data)
+    found = InboxPackages(inbox)
+    assert found.find({digest}) == {digest: "p.tar"}
+    found.refused("p.tar")
+    found.refused("gone.tar")
+    assert found.find({digest}) == {}
+    (inbox / "new").write_bytes(data)
+    (inbox / "new").replace(inbox / "p.tar")
+    assert found.find({digest}) == {digest: "p.tar"}
+
+
+def test_a_folder_of_a_packages_form_is_read_again_when_a_file_in_it_changes(tmp_path: Path) -> None:
+    package = echo_package(tmp_path / "made")
+    digest, folder = package_digest(package), tmp_path / "inbox" / "p"
+    with tarfile.open(package) as tar:
+        tar.extractall(folder, filter="data")
+    found = InboxPackages(tmp_path / "inbox")
+    assert found.find({digest}) == {digest: "p"}
+    found.refused("p")
+    assert found.find({digest}) == {}
+    blob = next((folder / "blobs" / "sha256").iterdir())
+    blob.write_bytes(blob.read_bytes() + b"x")
+    assert found.find({digest}) == {digest: "p"}
 
 
 def test_a_folder_that_is_not_there_holds_nothing_and_a_changed_file_is_read_again(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from edge_agent.app.packages import models_text
@@ -17,7 +18,9 @@ from edge_agent.base.clock import ManualClock
 from edge_agent.base.errors import AdapterRefused, PackageError, ProbeError, SignatureError, StoreError, WorkerError
 from edge_agent.bundle.gguf_memory import GeneratorOverrides
 from edge_agent.bundle.verify import load_trust
+from edge_agent.core.desired_state import Wanted
 from edge_agent.store.crash_points import PHASES
+from edge_agent.store.install import _still_signed as still_signed
 from edge_agent.store.install_plan import InstallContext
 from edge_agent.store.model_store import ModelStore
 from edge_agent.store.state_file import StateFile
@@ -200,6 +203,8 @@ def test_a_cut_off_file_takes_the_model_out_of_service_and_says_so(library: Mode
         "tiny: tiny: a file of variant onnx/int8 is missing or cut off (install its package again)",
     )
     assert "cut off" in str(reopened.models()[0].problem)
+    held = reopened.packages()
+    assert held.current == {} and held.damaged == {("tiny", None)} and not held.shows(Wanted("tiny", None, None))
 
 
 def test_probes_that_fail_keep_the_old_version(library: ModelStore, tmp_path: Path) -> None:
@@ -449,6 +454,17 @@ def test_a_stolen_keys_highest_counter_ends_with_the_key(tmp_path: Path) -> None
     assert store.install(genuine).changed
     with pytest.raises(PackageError, match=r"counter 4 of .* is older than 6"):
         store.install(older)
+
+
+def test_a_mark_outlives_a_raised_threshold_and_not_a_revoked_signer() -> None:
+    """What two keys must sign from now on was soundly signed by one before: its counter still counts."""
+    trust = tiny.trust()
+    (own,) = trust.root.roles.release.keys
+    release = msgspec.structs.replace(trust.root.roles.release, keys=(own, "b"), threshold=2)
+    roles = msgspec.structs.replace(trust.root.roles, release=release)
+    raised = replace(trust, root=msgspec.structs.replace(trust.root, roles=roles))
+    assert still_signed([own], raised) and still_signed([own, "b"], raised)
+    assert not still_signed(["stolen"], raised) and not still_signed([own, "stolen"], raised)
 
 
 def test_a_key_beyond_its_product_is_refused_and_nothing_changes(tmp_path: Path) -> None:
