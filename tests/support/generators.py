@@ -88,14 +88,18 @@ def adapter_package(
 
 
 def installed(
-    folder: Path, broker: Mosquitto, shape: tiny_gguf.Shape = tiny_gguf.TINY, **options: object
+    folder: Path,
+    broker: Mosquitto,
+    shape: tiny_gguf.Shape = tiny_gguf.TINY,
+    adapters: Sequence[str] = ("one", "two"),
+    **options: object,
 ) -> AgentProcess:
-    """An agent, not started yet, that serves `base_package` and its adapters 'one' and 'two', one thread each."""
+    """An agent, not started yet, that serves `base_package` and these adapters of it, one thread each."""
     agent = AgentProcess(folder / "device", broker.port, backends=("llamacpp",))
     text = agent.config.read_text().replace("[worker]\n", "[worker]\nthreads = 1\n") + "[stream]\nflush_ms = 20\n"
     agent.config.write_text(text)
     base = base_package(folder, shape=shape, **options)
     agent.install(base)
-    for seed, name in enumerate(("one", "two"), start=1):
+    for seed, name in enumerate(adapters, start=1):
         agent.install(adapter_package(folder, base, name, seed, shape=shape))
     return agent
