@@ -116,7 +116,8 @@ class EngineBuilds:
             return
         if (error := task.exception()) is not None:
             log.error("%s ended: %r", task.get_name(), error, exc_info=error)
-            if served.fallback.wanted is wanted:
+            # A build that was put off already, and whose worker then could not be ended, failed once.
+            if served.fallback.wanted is wanted and served.fallback.state is not FallbackState.PUT_OFF:
                 why = f"its build ended by an error of the agent: {type(error).__name__}"
                 self.put_off(served, served.fallback.variant, wanted, why)
         if served.fallback.state is FallbackState.BUILDING_BESIDE:

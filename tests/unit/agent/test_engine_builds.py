@@ -284,6 +284,22 @@ def test_an_error_of_the_agent_in_a_build_puts_it_off(
     assert "a bug" in caplog.text, "its traceback is in the journal"
 
 
+def test_a_failed_build_whose_worker_cannot_be_ended_has_failed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(device: Device) -> None:
+        device.spawner.plan.load_faults.extend([None, BackendError("no kernel for this GPU")])
+        await asked(device, "1")
+
+        async def broken() -> None:
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr(device.spawner.last, "close", broken)
+        await later(BUILD_S + 1.0)
+        assert building(device).reason == "no kernel for this GPU"
+        assert device.served().fallback.failures == 1
+
+    Device.run(scenario, model(GRAPH), plan=plan())
+
+
 def test_a_runtime_that_is_gone_leaves_the_fallback_answering() -> None:
     """After an upgrade that left TensorRT out, for example."""
 
