@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -135,7 +136,22 @@ def daemon(config: Path, folder: Path) -> Iterator[Running]:
         with _part("the daemon", command, folder / "agent.log", NOTIFY_SOCKET=str(address)) as part:
             while b"READY=1" not in _next_word(channel, part):
                 pass
-            yield Running(part.process.pid, time.monotonic() - started_s, part)
+            ready_s = time.monotonic() - started_s
+            over = threading.Event()
+            reader = threading.Thread(target=_read_on, args=(channel, over), name="notifications")
+            reader.start()
+            try:
+                yield Running(part.process.pid, ready_s, part)
+            finally:
+                over.set()
+                reader.join()
+
+
+def _read_on(channel: socket.socket, over: threading.Event) -> None:
+    """Read what the daemon says on: a socket that nobody reads is full after ten words, and the daemon warns of it."""
+    while not over.is_set():
+        with contextlib.suppress(TimeoutError):
+            channel.recv(4096)
 
 
 def _next_word(channel: socket.socket, part: Part) -> bytes:

@@ -203,6 +203,18 @@ def test_a_daemon_that_ends_before_it_is_ready_is_noticed_although_another_speak
     assert time.monotonic() - began_s < stage.READY_S / 2
 
 
+def test_a_stage_reads_on_what_its_daemon_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket that nobody reads holds some ten words, and the daemon warned of it."""
+    program = (
+        "import os, signal, socket; told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); told.settimeout(10)\n"
+        "[told.sendto(word, os.environ['NOTIFY_SOCKET']) for word in [b'READY=1', *[b'STATUS=well'] * 50]]\n"
+        "print('all was told', flush=True); signal.pause()\n"
+    )
+    monkeypatch.setattr(stage, "module_command", lambda *_: [sys.executable, "-c", program])
+    with stage.daemon(tmp_path / "edge-agent.toml", tmp_path) as daemon:
+        wait_for(lambda: "all was told" in daemon.part.log.read_text())
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_a_stage_that_is_ended_leaves_no_process_behind(tmp_path: Path, number: signal.Signals) -> None:
     program = (
