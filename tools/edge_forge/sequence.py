@@ -80,6 +80,11 @@ def _check(opened: Sequence[Opened]) -> None:
     if len(opened) < 2:
         raise UsageError("one task is no sequence", "sequence", "name two recipes or more")
     for one in opened:
+        if _of(one).recipe.compress.wanted:
+            raise UsageError(
+                f"{one.plan.recipe.name} makes a base of its own, so no other task can follow on it",
+                "sequence", "leave its compression out: --set compress.layers=0",
+            )  # fmt: skip
         method = METHODS[_of(one).recipe.training.method]
         if not method.exportable_to(MERGED):
             raise UsageError(

@@ -105,6 +105,12 @@ def test_a_variable_without_value_and_default_is_named():
         ({"method": {"use_dora": True}}, ["unknown key 'method.use_dora'", 'write name = "dora"']),
         ({"task": {"max_tokens": 256}}, ["export.bank_tokens", "128", "256"]),
         ({"quantize": {"variants": ["int8"]}}, ["quantize.variants", "fp32"]),
+        ({"compress": {"layer": 3}}, ["unknown key 'compress.layer'", "did you mean 'layers'?"]),
+        ({"compress": {"layers": -1}}, ["compress.layers", ">= 0, not -1"]),
+        ({"compress": {"layers": 3, "temperature": 0.0}}, ["compress.temperature", "> 0"]),
+        ({"compress": {"layers": 3, "epochs": 0}}, ["compress.epochs", ">= 1, not 0"]),
+        ({"compress": {"layers": 3, "teacher": "magic"}}, ["compress.teacher", "'magic' is not known", "lora, full"]),
+        ({"compress": {"layers": 3, "teacher": "bottleneck"}}, ["compress.teacher", "cannot be folded", '"full"']),
         ({"quantize": {"variants": ["fp32", "int3"]}}, ["quantize.variants", "int3", "use 'fp32' or 'fp16' or 'int8'"]),
     ],
 )

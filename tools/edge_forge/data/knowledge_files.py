@@ -1,4 +1,5 @@
-"""Files that ask what a base still knows after tuning: sentence pairs with a score, and good and bad sentences.
+"""Files beside a recipe's rows: sentence pairs with a score and good and bad sentences, which ask what a base still
+knows after tuning, and texts without labels.
 
 Columns are found by name, whatever their order and whatever else the file holds. No recipe describes such a file, which
 is why its columns have fixed names; those of GLUE's and MTEB's files are taken too. Every error is a ConfigError that
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from edge_agent.base.errors import ConfigError, brief
+from edge_agent.base.texts import Text
 from edge_forge.data.text_files import (
     Cells,
     check_text,
@@ -30,6 +32,8 @@ _NAMES = {
     "score": ("score",),
     "good": ("good", "sentence_good"),
     "bad": ("bad", "sentence_bad"),
+    "text": ("text", "sentence"),
+    "text_pair": ("text_pair",),
 }
 T = TypeVar("T")
 
@@ -68,6 +72,14 @@ def alike_pairs(path: Path) -> list[AlikePair]:
 def sentence_pairs(path: Path) -> list[SentencePair]:
     """The rows of a file with good and bad (BLiMP's form)."""
     return [SentencePair(good, bad) for _, (good, bad) in _rows(path, ("good", "bad"))]
+
+
+def texts(path: Path, pairs: bool) -> list[Text]:
+    """The texts of a file without labels (`text`), of a task that takes pairs with `text_pair`; each once."""
+    found: list[Text] = []
+    for _, cells in _rows(path, ("text", "text_pair") if pairs else ("text",)):
+        found.append((cells[0], cells[1]) if pairs else cells[0])
+    return list(dict.fromkeys(found))
 
 
 def spread_over(rows: Sequence[T], most: int) -> list[T]:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edge_forge.evaluate.classifier_metrics import ECE_BINS
-from edge_forge.package.classifier_sources import LITERT, RUNTIME, GraphVariant
+from edge_forge.package.classifier_sources import LITERT, MULTI_ADAPTER, RUNTIME, GraphVariant
 from edge_forge.plan.cache import Cache
 from edge_forge.plan.classifier_packages import ClassifierPackages
 from edge_forge.plan.classifier_training import CODE, ClassifierTraining
+from edge_forge.plan.compression import teacher_recipe
 from edge_forge.plan.onnx_exports import OnnxExports, rows_of
 from edge_forge.plan.signing import PACKAGE, PackageSigner
 from edge_forge.plan.step_runner import StepRunner, runtime_versions
@@ -33,14 +34,20 @@ class ClassifierPlan:
         self.recipe = recipe
         self.steps = StepRunner(recipe_dir, cache, progress, CODE)
         self.signer = PackageSigner(recipe, self.steps)
-        self.training = ClassifierTraining(recipe, self.steps)
+        self.teacher: ClassifierPlan | None = None
+        if recipe.compress.wanted:
+            self.teacher = ClassifierPlan(teacher_recipe(recipe), recipe_dir, cache, progress)
+        taught_by: ClassifierTraining | None = self.teacher.training if self.teacher is not None else None
+        self.training: ClassifierTraining = ClassifierTraining(recipe, self.steps, taught_by)
         self.exports = OnnxExports(self.training)
         self.packages = ClassifierPackages(self.exports, self.signer)
 
     def prepare(self) -> None:
         """Raise what is wrong with the data or the base before anything long begins."""
         self.training.check_inputs()
-        if self.training.takes_seconds:
+        if self.teacher is not None:
+            _ = self.teacher.exports.traced
+        elif self.training.takes_seconds:
             self._trace_beside_training()
         else:
             _ = self.exports.traced
@@ -89,8 +96,29 @@ class ClassifierPlan:
             "scores": scores,
             "calibration": calibration(logits, gold, training.data.labels),
             "scope": training.scope,
-            "steps": self.steps.timings(),
+            "steps": self._timings(),
+            **self._compressed(ship),
         }
+
+    def _timings(self) -> list[dict[str, Any]]:
+        """The steps in order, those of a teacher first and named so."""
+        before = [] if self.teacher is None else self.teacher.steps.timings()
+        return [*({**one, "name": f"teacher: {one['name']}"} for one in before), *self.steps.timings()]
+
+    def _compressed(self, ship: bool) -> dict[str, Any]:
+        """`compression`: the smaller base and what it was cut from, with the teacher's answers (`right`); in a build
+        also `before` and `after`, the merged graphs of both with latencies that were measured in turns."""
+        teacher, compression = self.teacher, self.training.compression
+        if teacher is None or compression is None:
+            return {}
+        found = compression.figures()
+        if ship and self.recipe.export.merged:
+            found |= _before_and_after(teacher, self)
+        split, rows = teacher.training.data.measured
+        logits = teacher.training.evaluated.path(f"{split}.npy")
+        right = answers(logits, [row.label for row in rows], teacher.training.data.labels)
+        scores = teacher.training.evaluated.facts[split]
+        return {"compression": {**found, "right": right, "accuracy": scores["accuracy"]}}
 
     def _shipped(self) -> dict[str, Any]:
         """Variants, verdicts and packages."""
@@ -220,6 +248,30 @@ def timed_in_turns(plans: Mapping[str, ClassifierPlan], runs: Mapping[str, Figur
     return found
 
 
+def _before_and_after(teacher: ClassifierPlan, student: ClassifierPlan) -> dict[str, Any]:
+    """`before` and `after`: {dtype, size_bytes, accuracy, latency} of the merged graphs that this host runs; a ratio
+    of the latter is to the teacher's graph of the same format."""
+    plans = {"before": teacher, "after": student}
+    graphs = {
+        name: {one.format: one for one in plan.exports.merged_graphs if one.runs_here and one.runtime == RUNTIME}
+        for name, plan in plans.items()
+    }
+    timed = {one.digest: _Timed("before", one) for one in graphs["before"].values()}
+    for name, one in graphs["after"].items():
+        timed[one.digest] = _Timed("after", one, graphs["before"][name].digest)
+    facts = _turns(plans, timed)
+    return {
+        name: [
+            {
+                "dtype": one.format, "size_bytes": one.path.stat().st_size,
+                "accuracy": (one.figures or {})["accuracy"], "latency": facts[one.digest],
+            }
+            for one in of.values()
+        ]
+        for name, of in graphs.items()
+    }  # fmt: skip
+
+
 def _attached(plans: Mapping[str, ClassifierPlan], merged: Sequence[_Timed]) -> Iterator[_Timed]:
     """The base's graphs of the formats that are timed merged, where a run's adapter can be attached."""
     for name, plan in plans.items():
@@ -247,7 +299,7 @@ def _turns(plans: Mapping[str, ClassifierPlan], timed: Mapping[str, _Timed]) -> 
         return {**latencies(times), **beside}
 
     inputs = {f"{place}": digest for place, digest in enumerate(subjects)}
-    adapters = {one.run for one in timed.values() if one.beside}
+    adapters = {one.run for one in timed.values() if one.graph.form == MULTI_ADAPTER}
     inputs |= {
         f"adapter of {name}": plans[name].training.trained_digests["run/adapter.safetensors"] for name in adapters
     }

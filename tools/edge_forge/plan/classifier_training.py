@@ -28,11 +28,12 @@ from edge_forge.models import bases
 from edge_forge.package import classifier_sources as sources
 from edge_forge.package import preflight
 from edge_forge.plan.cache import StepResult, file_digest
+from edge_forge.plan.compression import Compression
 from edge_forge.plan.cost import TrainingWork, foretold, host_flops_per_s
 from edge_forge.plan.step_runner import Code, StepRunner, digest_of_data, plain, with_log
 from edge_forge.progress import Phases, size
 from edge_forge.recipe import classifier_recipe
-from edge_forge.recipe.classifier_recipe import ClassifierRecipe
+from edge_forge.recipe.classifier_recipe import ClassifierRecipe, CompressSection
 from edge_forge.train import settings as presets
 from edge_forge.train.lint import lint
 from edge_forge.train.methods import ADAPTER, HEAD, METHODS
@@ -46,6 +47,8 @@ CODE: Code = {
     "tokens": (("edge_agent.tasks.tokens",), ("tokenizers",)),
     "base": (("edge_forge.models.base_check",), (*_TORCH, "safetensors")),
     "train": (("edge_forge.train.classifier_job",), (*_TORCH, "peft", "accelerate")),
+    "cut": (("edge_forge.models.smaller",), _TORCH),
+    "distill": (("edge_forge.train.distillation_job",), (*_TORCH, "peft", "accelerate")),
     "evaluate": (("edge_forge.evaluate.predict", "edge_forge.evaluate.classifier_metrics"), _TORCH),
     "trace-base": (("edge_forge.export.onnx.export_graphs",), (*_TORCH, *_RUNTIME, "onnxscript")),
     "export-base": (("edge_forge.export.onnx.export_graphs",), (*_TORCH, *_RUNTIME, "onnxscript")),
@@ -94,11 +97,21 @@ SMALL_ROWS = 4000
 
 
 class ClassifierTraining:
-    """From data and base to a trained and scored classifier."""
+    """From data and base to a trained and scored classifier.
 
-    def __init__(self, recipe: ClassifierRecipe, steps: StepRunner) -> None:
+    `teacher`: the training that a recipe with [compress] takes its base from.
+    """
+
+    def __init__(self, recipe: ClassifierRecipe, steps: StepRunner, teacher: ClassifierTraining | None = None) -> None:
         self.recipe = recipe
         self.steps = steps
+        self.compression = None if teacher is None else Compression(recipe, teacher, steps)
+
+    @property
+    def _at_hand(self) -> ClassifierTraining:
+        """Whose rows and base are known before anything is trained. A compressed base has the tokenizer, positions and
+        width of its teacher's."""
+        return self if self.compression is None else self.compression.teacher
 
     def check_inputs(self) -> None:
         """Run the data step and find the base, so that what is wrong with either is raised before anything long.
@@ -106,7 +119,7 @@ class ClassifierTraining:
         What a device would refuse of the packages is raised too (`package.preflight`). Raises ConfigError.
         """
         preflight.check_converter(self.recipe.quantize.litert)
-        _ = (self.data_step, self.base, self.bank_tokens)
+        _ = (self.data_step, self._at_hand.base, self.bank_tokens)
         self._check_steps()
         recipe, labels = self.recipe, self.data.labels
         banked = self.has_adapter_package
@@ -120,10 +133,12 @@ class ClassifierTraining:
         method = METHODS[settings.method]
         preflight.check_adapter_document(recipe.name, method.bank_rank(settings.rank), settings.alpha, task)
         card = self.steps.recipe_dir / "card.md"
-        files = {"tokenizer": self.base.directory / "tokenizer.json"} | ({"card": card} if card.is_file() else {})
+        files = {"tokenizer": self._at_hand.base.directory / "tokenizer.json"} | (
+            {"card": card} if card.is_file() else {}
+        )
         section = recipe.quantize
         variants = len((*section.variants, *section.tensorrt, *section.litert))
-        shape = preflight.ProbeShape(int(self.examined.facts["width"]), len(labels), variants)
+        shape = preflight.ProbeShape(int(self._at_hand.examined.facts["width"]), len(labels), variants)
         preflight.check_files(files, recipe.package.probes, shape)
         split, measured = self.data.measured
         if not probes.choose_texts(measured, labels, 1):
@@ -132,6 +147,8 @@ class ClassifierTraining:
                 f"data.{split}", "add a shorter one",
             )  # fmt: skip
         _ = self.token_lengths
+        if self.compression is not None:
+            self.compression.check_inputs()
         _ = self._method_said
 
     @cached_property
@@ -140,9 +157,13 @@ class ClassifierTraining:
         settings, rows = self.recipe.training, len(self.data.train)
         method = METHODS[settings.method]
         self.steps.progress.say(method.said())
-        width = int(self.examined.facts["width"])
-        inner = int(self.base.config.get("intermediate_size") or 4 * width)
-        weights = int(self.examined.facts["layers"]) * (8 * width + 2 * (width + inner))
+        if not self.recipe.compress.wanted and self.recipe.compress != CompressSection():
+            self.steps.progress.warn("compress.layers is 0: nothing is cut, and [compress] has no effect")
+        known = self._at_hand
+        width = int(known.examined.facts["width"])
+        inner = int(known.base.config.get("intermediate_size") or 4 * width)
+        layers = self.recipe.compress.layers or int(known.examined.facts["layers"])
+        weights = layers * (8 * width + 2 * (width + inner))
         bits = rows * math.log2(len(self.data.labels))
         usual = presets.settings(settings.method).learning_rate
         for sentence in lint(method, settings, usual, bits, weights):
@@ -169,7 +190,7 @@ class ClassifierTraining:
     @cached_property
     def bank_tokens(self) -> int:
         """The longest text of the base's own package: `export.bank_tokens`, or fewer where the base has no more."""
-        wanted, longest = self.recipe.export.bank_tokens, int(self.examined.facts["positions"])
+        wanted, longest = self.recipe.export.bank_tokens, int(self._at_hand.examined.facts["positions"])
         if wanted <= longest:
             return wanted
         if self.has_adapter_package:
@@ -181,6 +202,8 @@ class ClassifierTraining:
     @cached_property
     def data_step(self) -> StepResult:
         """Splits as JSONL (`train.jsonl` ...) and their statistics."""
+        if self.compression is not None:
+            return self.compression.teacher.data_step
         section, task = self.recipe.data, self.recipe.task
         files = data.files(section, self.steps.recipe_dir)
         inputs = {split: digest_of_data(path) for split, path in files.items()}
@@ -248,6 +271,8 @@ class ClassifierTraining:
 
     @cached_property
     def _resolved(self) -> bases.Base:
+        if self.compression is not None:
+            return self.compression.base
         return bases.resolve(self.recipe.base.sources, self.steps.recipe_dir)
 
     @cached_property
@@ -266,13 +291,13 @@ class ClassifierTraining:
     @property
     def prompt(self) -> str:
         """What the base wants before every text; '' for most."""
-        found: str = self.examined.facts["prompt"]
+        found: str = self._at_hand.examined.facts["prompt"]
         return found
 
     @cached_property
     def tokenizer_digest(self) -> str:
         """sha256 of the base's tokenizer.json."""
-        return file_digest(self.base.directory / "tokenizer.json")
+        return file_digest(self._at_hand.base.directory / "tokenizer.json")
 
     @cached_property
     def trained(self) -> StepResult:
@@ -519,6 +544,8 @@ class ClassifierTraining:
     @cached_property
     def token_lengths(self) -> Mapping[str, Any]:
         """Tokens of the training texts: `cut` of `rows` have more than `max_tokens`, `kept` are left; `p95`, `max`."""
+        if self.compression is not None:
+            return self.compression.teacher.token_lengths
         most = self.recipe.task.max_tokens
         inputs = {"tokenizer": self.tokenizer_digest, **self.data_step.digests("train.jsonl")}
 
@@ -526,7 +553,7 @@ class ClassifierTraining:
             from edge_forge.evaluate.measure_onnx import token_counts
 
             texts = [row.text for row in self.data.train]
-            lengths = sorted(token_counts(self.base.directory / "tokenizer.json", texts, self.prompt))
+            lengths = sorted(token_counts(self._at_hand.base.directory / "tokenizer.json", texts, self.prompt))
             cut = sum(length > most for length in lengths)
             kept = sum(min(length, most) for length in lengths)
             p95 = lengths[len(lengths) * 95 // 100]

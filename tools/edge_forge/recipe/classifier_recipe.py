@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,7 +32,7 @@ from edge_forge.recipe.schema import (
     Share,
 )
 from edge_forge.train import settings as presets
-from edge_forge.train.methods import ADAPTER, LORA, METHODS, name_of
+from edge_forge.train.methods import ADAPTER, FULL, LORA, MERGED, METHODS, name_of
 from edge_forge.train.settings import TrainSettings, replaced
 
 Dtype = Literal["fp32", "fp16", "int8"]
@@ -93,6 +93,29 @@ class ClassifierDataSection(Section, frozen=True, kw_only=True, forbid_unknown_f
     For trying a recipe out."""
 
 
+class CompressSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[compress]`: a smaller encoder, cut out of a tuned teacher and taught by it, is the base of this recipe."""
+
+    layers: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0
+    """So many layers stay, at even distances; 0: all."""
+    teacher: str = FULL.name
+    """The method by which the teacher is tuned on the training rows (one of `METHODS` that can be merged)."""
+    temperature: Annotated[float, msgspec.Meta(gt=0.0, le=100.0)] = 2.0
+    """Of the logits that are compared."""
+    hidden: NotNegative = 1.0
+    """Weight of the distance between hidden states, relative to their size; 0: logits alone."""
+    epochs: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 10
+    learning_rate: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 2e-4
+    batch_size: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 32
+    unlabelled: str = ""
+    """A file of further texts (column or key `text`, of pairs also `text_pair`), which the teacher answers too."""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anything is cut."""
+        return self.layers > 0
+
+
 class OnnxExportSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[export]`: which ONNX graphs are made."""
 
@@ -148,6 +171,7 @@ class ClassifierRecipe(CommonRecipe, frozen=True, kw_only=True, forbid_unknown_f
     """`[method]`: `name` (one of `METHODS`), `preset`, and those keys of `TrainSettings` in `METHOD_KEYS`."""
     train: Mapping[str, Any] = {}
     """`[train]`: the other keys of `TrainSettings`; what is absent is the preset's."""
+    compress: CompressSection = CompressSection()
     export: OnnxExportSection = OnnxExportSection()
     quantize: OnnxQuantizeSection = OnnxQuantizeSection()
 
@@ -223,6 +247,7 @@ def _check_relations(recipe: ClassifierRecipe, where: str) -> None:
             "task.threshold", "a threshold needs task.out_of_scope: the label that is answered below it",
             'set out_of_scope = "unsure"; no row needs to have that label',
         )  # fmt: skip
+    _check_compression(recipe, wrong)
     training = _training(recipe, where)
     method = METHODS[training.method]
     if not (method.exportable_to(ADAPTER) or recipe.export.merged):
@@ -248,6 +273,20 @@ def _check_relations(recipe: ClassifierRecipe, where: str) -> None:
         raise wrong(
             "quantize.litert", "LiteRT takes no adapters: its variants are of the merged model, which is switched off",
             "set export.merged = true, or litert = []",
+        )  # fmt: skip
+
+
+def _check_compression(recipe: ClassifierRecipe, wrong: Callable[..., ConfigError]) -> None:
+    section = recipe.compress
+    if section.teacher not in METHODS:
+        raise wrong(
+            "compress.teacher", f"the method {section.teacher!r} is not known", f"use one of {', '.join(METHODS)}"
+        )
+    teacher = METHODS[section.teacher]
+    if not teacher.exportable_to(MERGED):
+        raise wrong(
+            "compress.teacher", f"{teacher.title} cannot be folded into the weights that the student is cut out of",
+            'use "full" or "lora"',
         )  # fmt: skip
 
 

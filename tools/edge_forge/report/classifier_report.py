@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from edge_forge.progress import duration, size
-from edge_forge.report import methods_table, plots
+from edge_forge.report import compression_report, methods_table, plots
 from edge_forge.report.blocks import Block, Drawing, Heading, Items, Paragraph, Table
 from edge_forge.report.claims import (
     COSTS,
@@ -35,7 +35,17 @@ def report(figures: Mapping[str, Any]) -> list[Block]:
     """All blocks, in the order in which they are read: result, how it came about, what it rests on."""
     name = figures["recipe"]["name"]
     blocks: list[Block] = [Heading(f"{name}: report of a build", 1), Paragraph(figures["recipe"]["description"])]
-    for section in (_result, _variants, _scope, _scores, _training, _data, _claims, _making):
+    for section in (
+        _result,
+        _variants,
+        compression_report.compression,
+        _scope,
+        _scores,
+        _training,
+        _data,
+        _claims,
+        _making,
+    ):
         blocks.extend(section(figures))
     return blocks
 
@@ -464,6 +474,8 @@ def score_lines(figures: Mapping[str, Any]) -> list[str]:
     if scope and scope["proposed"] is not None and scope["proposed"] != scope["threshold"]:
         needs = "" if scope["label"] else ' with task.out_of_scope, such as "unsure"'
         lines.append(f"proposed    task.threshold = {scope['proposed']:g}{needs}; the report has the curve")
+    if figures.get("compression"):
+        lines += [f"smaller     {sentence}" for sentence in compression_report.sentences(figures)]
     if figures.get("outcome"):
         lines.append(f"MIND        {figures['outcome']}")
     return lines

@@ -49,8 +49,8 @@ _PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "numpy
 
 
 @dataclass
-class _Run:
-    """One run and the figures of its record."""
+class TrainingRun:
+    """A run at work and the figures of its record."""
 
     job: ClassifierJob
     report: Report
@@ -59,6 +59,10 @@ class _Run:
     start_cpu_s: float
     total_parameters: int = 0
     phases_s: dict[str, float] = field(default_factory=dict)
+
+    def count(self, parameters: int) -> None:
+        """The model has so many parameters."""
+        self.total_parameters = parameters
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -70,7 +74,7 @@ class _Run:
 
 
 @dataclass(frozen=True)
-class _Data:
+class RunData:
     """Both splits, tokenised and, above layer 0, as kept states."""
 
     train: RowDataset
@@ -89,15 +93,15 @@ def run(job: ClassifierJob, report: Report) -> TrainRecord:
     torch.manual_seed(job.settings.seed)
     if job.settings.threads:
         torch.set_num_threads(job.settings.threads)
-    return _steps(_Run(job, report, peak_bytes(), time.monotonic(), time.process_time()))
+    return _steps(TrainingRun(job, report, peak_bytes(), time.monotonic(), time.process_time()))
 
 
-def _steps(going: _Run) -> TrainRecord:
+def _steps(going: TrainingRun) -> TrainRecord:
     job, settings = going.job, going.job.settings
     method, checkpoints = methods.method(settings.method), Checkpoints(job.folders.checkpoints)
     with going.phase("open"):
         encoder = open_encoder(job.base_dir, settings.dropout)
-        going.total_parameters = sum(parameter.numel() for parameter in encoder.model.parameters())
+        going.count(sum(parameter.numel() for parameter in encoder.model.parameters()))
     wanted = settings.first_layer or int(encoder.layers * settings.frozen_share)
     first_layer = resolve_layer(wanted, encoder.layers) if method.freezes_below else 0
     with going.phase("keep"):
@@ -112,7 +116,7 @@ def _steps(going: _Run) -> TrainRecord:
     adapted = method.apply(encoder.model, names, settings, None)
     model = _model(settings, encoder, data, len(job.labels))
     with going.phase("measure"):
-        choice = _choice(checkpoints, lambda: speed.choose(model, adapted, data.train, settings))
+        choice = chosen(checkpoints, lambda: speed.choose(model, adapted, data.train, settings))
         method.choose_forward(adapted, choice.precision)
     with going.phase("train"):
         kept = KeptFiles(checkpoints, job.work_dir / BEST, (going.start_s, going.start_cpu_s))
@@ -124,7 +128,7 @@ def _steps(going: _Run) -> TrainRecord:
     with going.phase("save"):
         rank, files = _save(job, model, adapted, bool(cut)) if chief else (0, [])
     data.close()
-    record = _record(going, trainer, data, files)
+    record = record_of(going, trainer, data, files)
     record = replace(
         record, choice=choice.as_dict(), first_layer=first_layer, adapter_rank=rank, done_before=round(done_before, 4),
         adapted_modules=sorted(names) if method.trains_adapter else [],
@@ -134,7 +138,7 @@ def _steps(going: _Run) -> TrainRecord:
     return record
 
 
-def _choice(checkpoints: Checkpoints, measure: Callable[[], speed.ComputeChoice]) -> speed.ComputeChoice:
+def chosen(checkpoints: Checkpoints, measure: Callable[[], speed.ComputeChoice]) -> speed.ComputeChoice:
     """How steps are computed: as in the run that is taken up, or as measured now."""
     choice = speed.ComputeChoice(**checkpoints.choice(lambda: measure().as_dict()))
     torch.set_num_threads(choice.threads)
@@ -155,7 +159,7 @@ def _tokenized(job: ClassifierJob) -> list[TokenizedRows]:
     return [tokenize(job.base_dir, rows, job.labels, job.settings.max_tokens) for rows in (job.train, job.validation)]
 
 
-def _data(going: _Run, encoder: Encoder, first_layer: int, tokenized: Sequence[TokenizedRows]) -> _Data:
+def _data(going: TrainingRun, encoder: Encoder, first_layer: int, tokenized: Sequence[TokenizedRows]) -> RunData:
     parts = []
     head_alone = methods.method(going.job.settings.method).scope == methods.HEAD
     for tokens in tokenized:
@@ -164,10 +168,10 @@ def _data(going: _Run, encoder: Encoder, first_layer: int, tokenized: Sequence[T
         else:
             kept = keep_states(encoder, first_layer, tokens, going.job.work_dir) if first_layer else None
         parts.append(RowDataset(tokens, kept))
-    return _Data(*parts)
+    return RunData(*parts)
 
 
-def _model(settings: TrainSettings, encoder: Encoder, data: _Data, labels: int) -> SequenceClassifier:
+def _model(settings: TrainSettings, encoder: Encoder, data: RunData, labels: int) -> SequenceClassifier:
     balanced = settings.class_weights == "balanced"
     return SequenceClassifier(
         encoder,
@@ -179,7 +183,8 @@ def _model(settings: TrainSettings, encoder: Encoder, data: _Data, labels: int) 
     )
 
 
-def _record(going: _Run, trainer: loop.ClassifierTrainer, data: _Data, files: list[str]) -> TrainRecord:
+def record_of(going: TrainingRun, trainer: loop.ClassifierTrainer, data: RunData, files: list[str]) -> TrainRecord:
+    """The record of a run that is over, without what only some methods have."""
     job = going.job
     curves = trainer.curves
     kept = [part.kept for part in (data.train, data.validation)]

@@ -1,0 +1,165 @@
+"""The part of a classifier's plan that makes its base smaller: a tuned teacher, and the student cut out of it.
+
+    data, base ─▶ train (teacher) ─▶ distill ─▶ base of the recipe ─▶ train, export ... as on any base
+
+The student is a folder like any base, whose `base_id` is a digest of what it computes (decision 0170). So the recipe's
+method, the adapter bank and every export work on it as on its teacher's base.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from edge_agent.base.errors import EdgeError
+from edge_forge.data import knowledge_files
+from edge_forge.models import bases
+from edge_forge.plan.cache import StepResult
+from edge_forge.plan.cost import foretold, host_flops_per_s
+from edge_forge.plan.step_runner import StepRunner, digest_of_data, plain, with_log
+from edge_forge.progress import Phases
+from edge_forge.recipe.classifier_recipe import ClassifierRecipe, CompressSection, with_method
+from edge_forge.train import settings as presets
+from edge_forge.train.methods import FULL, METHODS
+from edge_forge.train.settings import TrainSettings
+
+if TYPE_CHECKING:
+    # A training asks its compression for its base, and a compression is of two trainings.
+    from edge_forge.plan.classifier_training import ClassifierTraining
+
+_KEPT = ("seed", "threads", "precision", "processes", "report_to", "max_tokens")
+
+
+def teacher_recipe(recipe: ClassifierRecipe) -> ClassifierRecipe:
+    """The recipe of the teacher: the same rows and base, whole, tuned by `compress.teacher` and merged."""
+    method, own = recipe.compress.teacher, recipe.training.method
+    tuned = recipe if method == own else with_method(recipe, method, "")
+    return msgspec.structs.replace(
+        tuned,
+        compress=CompressSection(),
+        export=msgspec.structs.replace(recipe.export, banked=False, merged=True),
+        quantize=msgspec.structs.replace(recipe.quantize, litert=(), tensorrt=()),
+    )
+
+
+class Compression:
+    """The smaller base of a recipe, and the training of the teacher that it comes from."""
+
+    def __init__(self, recipe: ClassifierRecipe, teacher: ClassifierTraining, steps: StepRunner) -> None:
+        self.recipe = recipe
+        self.teacher = teacher
+        self.steps = steps
+
+    def check_inputs(self) -> None:
+        """Raise what is wrong with the teacher's inputs or the cut before anything long. Raises ConfigError."""
+        section, facts = self.recipe.compress, self.foretold.facts
+        self.steps.progress.say(
+            f"compress: a teacher is tuned first ({METHODS[section.teacher].title}), then {section.layers} of its "
+            f"{facts['layers']} layers are taught by it: {facts['smaller']:,} weights of {facts['parameters']:,}"
+        )
+        self.teacher.check_inputs()
+        _ = self.further
+
+    @cached_property
+    def foretold(self) -> StepResult:
+        """Layers and weights, before and after, by cutting the untuned base."""
+        base, section = self.teacher.base, self.recipe.compress
+
+        def work(_: Path) -> Mapping[str, Any]:
+            from edge_forge.models.smaller import foretell
+
+            return foretell(base.directory, section.layers, "compress")
+
+        return self.steps.run("cut", {"base": base.base_id}, {"layers": section.layers}, work, "cut of the base")
+
+    @cached_property
+    def further(self) -> list[tuple[Any, str]]:
+        """The texts of `compress.unlabelled` as rows; the label is a stand-in that no loss reads."""
+        name, data = self.recipe.compress.unlabelled, self.teacher.data
+        if not name:
+            return []
+        path = self.steps.recipe_dir / Path(name).expanduser()
+        return [(text, data.labels[0]) for text in knowledge_files.texts(path, bool(self.recipe.data.text_pair))]
+
+    @property
+    def settings(self) -> TrainSettings:
+        """How the student is trained: every weight, with the recipe's own seed, threads and processes."""
+        section, own = self.recipe.compress, self.recipe.training
+        values: dict[str, object] = {key: getattr(own, key) for key in _KEPT}
+        values |= {"epochs": section.epochs, "learning_rate": section.learning_rate, "batch_size": section.batch_size}
+        return presets.settings(FULL.name, "best", {**values, "head_learning_rate_ratio": 1.0}, "compress")
+
+    @cached_property
+    def distilled(self) -> StepResult:
+        """`run/base/`: the student's folder."""
+        teacher, section, settings = self.teacher, self.recipe.compress, self.settings
+        base, rows = teacher.base, teacher.data
+        inputs = {
+            "base": base.base_id, "tokenizer": teacher.tokenizer_digest, **teacher.trained_digests,
+            **teacher.data_step.digests("train.jsonl", "validation.jsonl"),
+        }  # fmt: skip
+        if section.unlabelled:
+            path = self.steps.recipe_dir / Path(section.unlabelled).expanduser()
+            inputs["unlabelled"] = digest_of_data(path, "compress")
+        lesson = {**plain(section), "unlabelled": "", "teacher": ""}
+        key = {"labels": list(rows.labels), **dataclasses.asdict(settings), "report_to": [], "lesson": lesson}
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            from edge_forge.train.distillation_job import Lesson, distill
+
+            self.steps.progress.say(self._cost())
+            phases = Phases(self.steps.progress, "distill")
+            phases("start", 0.0)
+            try:
+                record = distill(
+                    base=base,
+                    rows=((*rows.train, *self.further), rows.validation),
+                    labels=rows.labels,
+                    settings=settings,
+                    lesson=Lesson(teacher.trained.path("run"), section.layers, section.temperature, section.hidden),
+                    places=(folder / "run", self.steps.run_folders(folder)),
+                    progress=phases,
+                )
+            except EdgeError as error:
+                raise with_log(error, folder / "run" / "train.log", self.steps.cache.root) from error
+            finally:
+                phases.done()
+            return dataclasses.asdict(record)
+
+        return self.steps.run("distill", inputs, key, work)
+
+    def _cost(self) -> str:
+        """What the distillation will cost: its steps compute the student forward and backward, the teacher forward."""
+        facts, ahead = self.foretold.facts, self.teacher.work_ahead
+        share = facts["smaller"] / facts["parameters"] + 1 / 3
+        rows = ahead.rows + len(self.further)
+        return foretold(
+            ahead._replace(
+                rows=rows, tokens=ahead.tokens * rows // ahead.rows, epochs=self.recipe.compress.epochs,
+                weights=round(ahead.weights * share), frozen_share=0.0,
+            ),
+            host_flops_per_s(),
+        )  # fmt: skip
+
+    @cached_property
+    def base(self) -> bases.Base:
+        """The student."""
+        found = bases.resolve([f"dir:{self.distilled.path('run/base').absolute()}"], self.steps.recipe_dir)
+        layers = f"{self.recipe.compress.layers} of {self.foretold.facts['layers']} layers"
+        return dataclasses.replace(found, source=f"{layers} of {self.teacher.base.source}, distilled")
+
+    def figures(self) -> dict[str, Any]:
+        """What the cut is and what it cost: `layers`, `parameters`, `cpu_s` and `peak_bytes`, of the teacher and of the
+        distillation."""
+        facts, record, taught = self.foretold.facts, self.distilled.facts, self.teacher.trained.facts
+        return {
+            "layers": [facts["layers"], self.recipe.compress.layers],
+            "parameters": [facts["parameters"], facts["smaller"]],
+            "teacher": {key: taught[key] for key in ("method", "cpu_s", "wall_s", "peak_bytes")},
+            "distill": {key: record[key] for key in ("cpu_s", "wall_s", "peak_bytes", "curves", "best_epoch")},
+        }
