@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edge_agent.agent.ports import Transport
 from edge_agent.agent.stats import Stats
@@ -20,6 +20,9 @@ from edge_agent.protocol import encode
 from edge_agent.protocol.envelope import Inbound, Outbound
 from edge_agent.protocol.messages import Severity
 from edge_agent.protocol.topics import ReplyAddress, Topics
+
+if TYPE_CHECKING:
+    from edge_agent.agent.trace_reports import TraceReports
 
 UNACKNOWLEDGED = 12
 """The most requests that stay unacknowledged; see `AckWindow`."""
@@ -88,6 +91,7 @@ class Context:
     answered requests. `stats`: counters of the current telemetry interval. `costs`: measured compute times.
     `conditions`: what makes the device degraded at the moment, a sentence by the name of what is wrong.
     `reply_rate`: how many refusals a client is still sent; `door_rate`: whether its messages are still looked at.
+    `traces`: what is told of closed requests (`agent.trace_reports`); None unless the setting asks for it.
     """
 
     clock: Clock
@@ -104,6 +108,7 @@ class Context:
     conditions: dict[str, str] = field(default_factory=dict)
     reply_rate: ReplyRate = field(default_factory=ReplyRate)
     door_rate: DoorRate = field(default_factory=DoorRate)
+    traces: TraceReports | None = None
 
     def note_condition(self, name: str, sentence: str | None) -> None:
         """Make the device degraded for this reason, or end that (None)."""
@@ -125,6 +130,8 @@ class Context:
             dropped["client-rate"] = withheld
         if turned_away := self.door_rate.take_turned_away():
             dropped["turned-away"] = turned_away
+        if self.traces is not None and (untold := self.traces.take_withheld()):
+            dropped["trace-rate"] = untold
         return dropped
 
     def replace_grant(self, grant: ComputeGrant) -> ComputeGrant:

@@ -263,6 +263,8 @@ class Intake:
         limit = self._context.transport.payload_limit
         message = encode.refusal(error, request.reply, remaining_s, limit=limit)
         self._context.send_expendable(message, request.reply)
+        if self._context.traces is not None:
+            self._context.traces.note(request, error.status, error.cause)
 
     def _refuse(self, refusal: Refusal, message: Inbound) -> None:
         self._context.stats.refused(refusal.status, refusal.cause)

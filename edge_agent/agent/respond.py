@@ -104,11 +104,13 @@ class Responder:
         elif encode.status_of(whole) != 200:  # too large: `reply` has put a refusal in its place
             self._context.stats.note_cause(Cause.TOO_LARGE)
             self._finish(job, JobState.FAILED, 413, whole)
+            self._trace(job, 413, Cause.TOO_LARGE, body, served.model.task.kind)
             return
         stats = self._context.stats.model(job.model)
         stats.note_answer(job.rows, event.batch, total_ms, compute_ms, results, joules)
         stats.note_adapter(job.adapter, total_ms, results, event.wording)
         self._finish(job, JobState.DONE, 200, message, whole.payload)
+        self._trace(job, 200, None, body, served.model.task.kind)
 
     def refuse(self, job: Job, status: int, cause: Cause, reason: str, retry_after_s: float | None = None) -> None:
         """Answer with a status other than 200; telemetry counts `cause`. After the deadline nothing is sent, except
@@ -128,6 +130,7 @@ class Responder:
         self._context.stats.note_cause(cause)
         until_s = math.inf if retry_after_s is None else now_s + retry_after_s
         self._finish(job, STATES.get(cause, otherwise), status, message, until_s=until_s)
+        self._trace(job, status, cause)
 
     def displace(self, job: Job, reason: str, retry_after_s: float) -> None:
         """Answer a job that was taken from the queue for another client's: as a refusal at the door, so that the same
@@ -147,6 +150,7 @@ class Responder:
         self._context.stats.note_cause(Cause.CLIENT_SHARE)
         self._context.stats.closed(job.model, 429)
         self._context.send_expendable(message, request.reply)
+        self._trace(job, 429, Cause.CLIENT_SHARE)
         self._context.acks.release(_origin(job).message)
 
     def expire(self, job: Job) -> None:
@@ -156,6 +160,13 @@ class Responder:
             return
         self._context.stats.deadline_passed()
         self._finish(job, JobState.EXPIRED, 408, None)
+        self._trace(job, 408, Cause.EXPIRED)
+
+    def _trace(
+        self, job: Job, status: int, cause: Cause | None, body: Reply | None = None, task: str | None = None
+    ) -> None:
+        if self._context.traces is not None:
+            self._context.traces.note(_origin(job).request, status, cause, job, body, task)
 
     def _finish(
         self,

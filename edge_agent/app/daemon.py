@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge_agent import __version__
 from edge_agent.actuators.clock_cap import ClockCap
@@ -72,6 +72,9 @@ from edge_agent.store.retained_topics import RetainedFile
 from edge_agent.store.state_folder import DaemonHold, be_owner, check_interpreter
 from edge_agent.worker.one_shot import ask_backends
 from edge_agent.worker.supervisor import SpawnOptions, spawn
+
+if TYPE_CHECKING:
+    from edge_agent.agent.trace_reports import TraceReports
 
 log = logging.getLogger("edge_agent")
 SAYS, SAID_CHARS = "edge-agent: ", 500
@@ -147,7 +150,8 @@ def build(
     acks = AckWindow(transport.ack)
     energy = EnergyMeter(wiring.utilisation(sensors.board))
     grant = full_grant(max_rows, threads)
-    context = Context(clock, transport, topics, acks, publisher.event, grant, energy=energy)
+    traces = _trace_reports(topics, transport, clock) if settings.telemetry.traces else None
+    context = Context(clock, transport, topics, acks, publisher.event, grant, energy=energy, traces=traces)
 
     budget = Budget(settings.memory.reserve_bytes, settings.memory.models_bytes)
     host = HostMonitor(context, sensors, budget, worker.decode_threads or 0, daemon_bytes)
@@ -183,6 +187,12 @@ def build(
     intake = Intake(context, intake_options, manager, server, events, commands)
     keepers = StateKeeper(context, hold, library, trouble), CodeWatch(context, hold.code, code_stamp)
     return Agent(context, manager, server, intake, governor_loop, reporter, [guard, canary, desired, *keepers])
+
+
+def _trace_reports(topics: Topics, transport: MqttTransport, clock: SystemClock) -> TraceReports:
+    from edge_agent.agent.trace_reports import TraceReports
+
+    return TraceReports(topics, transport, clock)
 
 
 def _desired(

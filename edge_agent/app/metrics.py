@@ -1,5 +1,5 @@
-"""`edge-agent metrics`: an exporter for Prometheus, over HTTP or as a text file for node_exporter; and the dashboards
-and alert rules that go with it, as files.
+"""`edge-agent metrics`: an exporter for Prometheus, over HTTP or as a text file for node_exporter, or to an
+OpenTelemetry collector, with spans; and the dashboards and alert rules that go with it, as files.
 
 A file of its own because it alone needs prometheus_client.
 """
@@ -14,6 +14,7 @@ import importlib.util
 import signal
 import sys
 import time
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,9 @@ from edge_agent.client.device_feed import Heard, hear
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
+
+    from edge_agent.exporter.device_metrics import DeviceMetrics
+    from edge_agent.exporter.otlp import Spans
 
 SHORTEST_S, LONGEST_S = 1.0, 3600.0
 
@@ -55,14 +59,17 @@ def metrics(arguments: argparse.Namespace) -> int:
         if task is not None:
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         device = "+" if arguments.all else place.device
-        with _published(arguments, registry) as file:
+        with _published(arguments, registry) as file, _collected(arguments, known) as spans:
             written_s, broker = 0.0, _BrokerNotes()
-            async with contextlib.aclosing(hear(place.options, place.prefix, device, tuple(KINDS), None)) as feed:
+            kinds = (*KINDS, *(() if spans is None else ("trace",)))
+            async with contextlib.aclosing(hear(place.options, place.prefix, device, kinds, None)) as feed:
                 async for heard in feed:
                     now_s = time.monotonic()
                     known.connection(heard.connected)
                     broker.note(heard)
-                    if heard.kind:
+                    if heard.kind == "trace" and spans is not None:
+                        spans.take(heard.device, heard.payload, time.time())
+                    elif heard.kind:
                         known.take(heard.device, heard.kind, heard.payload, now_s)
                     if file is not None and now_s - written_s >= arguments.interval:
                         _write(file, registry)
@@ -90,9 +97,12 @@ class _BrokerNotes:
 
 @contextlib.contextmanager
 def _published(arguments: argparse.Namespace, registry: CollectorRegistry) -> Iterator[Path | None]:
-    """The text file to write, or None while HTTP serves. The file goes with the exporter: what it says would stay true
-    for ever."""
+    """The text file to write, or None while HTTP serves, or all goes to a collector. The file goes with the exporter:
+    what it says would stay true for ever."""
     path: Path | None = arguments.textfile
+    if arguments.otlp is not None:
+        yield None
+        return
     if path is not None:
         if path.suffix != ".prom":
             raise UsageError(f"{path} is not read by node_exporter", "--textfile", "name it *.prom")
@@ -116,6 +126,29 @@ def _published(arguments: argparse.Namespace, registry: CollectorRegistry) -> It
             raise UsageError(f"cannot listen on {where}: {error.strerror}", "metrics") from error
         print(f"metrics on http://{shown}:{port}/metrics; Ctrl-C ends it", flush=True)
         yield None
+
+
+@contextlib.contextmanager
+def _collected(arguments: argparse.Namespace, known: DeviceMetrics) -> Iterator[Spans | None]:
+    """What takes the reports of traced requests while metrics and spans go to a collector; None where none is named."""
+    url: str | None = arguments.otlp
+    if url is None:
+        yield None
+        return
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise UsageError(f"{url!r} is no address of a collector", "--otlp", "such as http://localhost:4318")
+    if arguments.textfile is not None:
+        raise UsageError("metrics go to a collector or into a text file", "--otlp", "start a second one for the other")
+    if importlib.util.find_spec("opentelemetry") is None:
+        raise UsageError(
+            "opentelemetry-sdk is not installed", "metrics", "pip install 'edge-agent[otlp]' (--otlp needs that extra)"
+        )
+    from edge_agent.exporter.otlp import exporting
+
+    with exporting(url, known, arguments.interval) as spans:
+        print(f"metrics and spans go to {url} every {arguments.interval:g} s; Ctrl-C ends it", flush=True)
+        yield spans
 
 
 def _write_dashboards(folder: Path) -> None:

@@ -23,6 +23,7 @@ from edge_agent.client.refusals import (
     WorkerFault,
 )
 from edge_agent.client.sync_client import Client
+from edge_agent.client.traced import traced
 from edge_agent.mqtt.options import MqttOptions, TlsOptions
 
 __all__ = [
@@ -49,4 +50,5 @@ __all__ = [
     "UnknownName",
     "UsageError",
     "WorkerFault",
+    "traced",
 ]

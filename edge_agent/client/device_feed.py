@@ -23,7 +23,7 @@ from edge_agent.protocol.envelope import Inbound, LinkChange, LinkListener
 from edge_agent.protocol.topics import NAME, RESERVED, Subscription
 
 IDLE_S = 1.0
-AT_MOST_ONCE = frozenset({"telemetry"})
+AT_MOST_ONCE = frozenset({"telemetry", "trace"})
 REPLAYED = frozenset({"status", "info", "models", "reported"})
 B = TypeVar("B")
 

@@ -28,6 +28,7 @@ from edge_agent.base.errors import BrokerError, RequestError
 from edge_agent.base.limits import DEVICES_WATCHED
 from edge_agent.base.units import duration_text
 from edge_agent.client.refusals import DeadlineMissed, DeviceUnavailable, InvalidRequest
+from edge_agent.client.traced import trace_properties
 from edge_agent.mqtt.options import MqttOptions
 from edge_agent.mqtt.transport import MqttTransport
 from edge_agent.protocol.encode import whole_expiry_s
@@ -243,6 +244,7 @@ class RequestClient:
             correlation=request_id.encode(),
             expiry_s=expiry_s,
             response_topic=self._reply_topic,
+            user=trace_properties(),
         )
 
     def _publish(self, message: Outbound) -> bool:

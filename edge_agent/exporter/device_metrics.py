@@ -49,7 +49,9 @@ SENSORS: Mapping[str, tuple[str, str]] = {
 }
 """Readings that become a metric; one without a value has no series."""
 CAUSES = frozenset(cause.value for cause in Cause)
-DROPPED = frozenset({"client-rate", "turned-away", "gave-way", "outbox-full", "expired-unsent", "unread", "unsendable"})
+DROPPED = frozenset(
+    {"client-rate", "turned-away", "gave-way", "outbox-full", "expired-unsent", "unread", "unsendable", "trace-rate"}
+)
 OTHER = "other"
 PREFIX = "edge_agent_"
 Labels = tuple[str, ...]

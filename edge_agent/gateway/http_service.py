@@ -39,8 +39,10 @@ from edge_agent.client import (
     StreamPart,
     UnknownName,
 )
+from edge_agent.client.traced import traced
 from edge_agent.gateway import openai_form
 from edge_agent.gateway.openai_form import ChatQuestion, ChunkWriter, HttpError, error_body, http_error
+from edge_agent.protocol.trace_context import TRACEPARENT, TRACESTATE
 
 BODY_BYTES = 4 * MIB
 """Of a request: 2,048 texts of 2 KiB."""
@@ -115,7 +117,9 @@ class Gateway:
             if denied is not None:
                 return denied
             try:
-                return await handle(request)
+                given = (",".join(request.headers.getlist(name)) for name in (TRACEPARENT, TRACESTATE))
+                with traced(*given):
+                    return await handle(request)
             except RequestError as error:
                 return _response(http_error(error))
             except UsageError as error:

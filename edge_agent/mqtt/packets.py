@@ -95,12 +95,15 @@ def unpack(data: bytes) -> tuple[PublishProperties, int]:
         raise ValueError("the properties are longer than the packet")
     found: dict[int, _Value] = {}
     user: dict[str, str] = {}
+    pairs = 0
     while at < end:
         kind = data[at]
         value, at = _read(kind, data, at + 1)
         if isinstance(value, tuple):
-            if len(user) < USER_PROPERTIES:
-                user[value[0]] = value[1]
+            if pairs < USER_PROPERTIES:
+                # One name may come several times (3.3.2.3.7): joined as HTTP joins its headers.
+                user[value[0]] = f"{user[value[0]]},{value[1]}" if value[0] in user else value[1]
+            pairs += 1
         elif kind in found and kind != _SUBSCRIPTION:
             raise ValueError("a property stands twice")
         else:

@@ -13,11 +13,15 @@ from edge_agent.base.errors import RequestError
 from edge_agent.base.limits import EVENT_BYTES, MESSAGE_BYTES
 from edge_agent.base.units import bytes_text
 from edge_agent.protocol.envelope import Outbound
-from edge_agent.protocol.messages import CommandReply, Event, Reply, Status, StreamChunk, Telemetry
+from edge_agent.protocol.messages import CommandReply, Event, Reply, Status, StreamChunk, Telemetry, Trace
 from edge_agent.protocol.topics import ReplyAddress, Topics
+from edge_agent.protocol.trace_context import TRACEPARENT
 
 REASON_CHARS, REASON_PROPERTY_CHARS = 600, 240
 """Of a reason in the body, which has room for the arithmetic of memory, and in the user property, which has not."""
+TRACE_S = 30.0
+"""For so long a broker may keep what is said of a trace; collectors take what is late, and tables of spans in time
+order are better without."""
 _encoder = msgspec.json.Encoder()
 
 
@@ -50,6 +54,8 @@ def _reply(body: Reply | CommandReply, to: ReplyAddress, remaining_s: float | No
 
 
 def _addressed(payload: bytes, to: ReplyAddress, remaining_s: float | None, user: dict[str, str]) -> Outbound:
+    if to.trace is not None:
+        user[TRACEPARENT] = to.trace.traceparent
     return Outbound(
         to.topic,
         payload,
@@ -117,6 +123,8 @@ def refusal(
 def chunk(body: StreamChunk, to: ReplyAddress, remaining_s: float | None) -> Outbound:
     """A part of a streamed answer; the last one carries the status as a user property."""
     user = {"status": "200"} if body.done else {}
+    if body.done and to.trace is not None:
+        user[TRACEPARENT] = to.trace.traceparent
     return Outbound(
         to.topic,
         _encoder.encode(body),
@@ -147,6 +155,12 @@ def telemetry(body: Telemetry, topics: Topics) -> Outbound:
     """The interval's figures: at most once, worthless after three intervals."""
     expiry_s = 3 * body.interval_s
     return Outbound(topics.telemetry, _encoder.encode(body), qos=0, expiry_s=expiry_s, keep="latest")
+
+
+def trace(body: Trace, topics: Topics, client: str) -> Outbound:
+    """Where the time of a request went: at most once, in its client's share of what gives way to answers."""
+    payload = _encoder.encode(body)
+    return Outbound(topics.trace, payload, qos=0, expiry_s=TRACE_S, client=client, expendable=True)
 
 
 def event(body: Event, topics: Topics, limit: PayloadLimit = _limit) -> Outbound:

@@ -247,6 +247,41 @@ class CommandReply(Struct, frozen=True, kw_only=True):
     result: Any = None
 
 
+# ---- out: traces ---------------------------------------------------------------------------------------------------
+
+
+class Trace(Struct, frozen=True, kw_only=True):
+    """Where the time of one request went, for a collector of spans; only of requests that named a sampled trace, where
+    the setting asks for it. `traceparent` and `tracestate` are the request's: its span is the parent. `ts` is the wall
+    clock when the request was closed, `total_ms` the time from its arrival to then. The other times are null where the
+    request did not come so far. `cause` as in `Reply`; `operation` is the task of the model that answered, or generate;
+    `chat` tells messages from a prompt.
+    """
+
+    traceparent: str
+    tracestate: str | UnsetType = UNSET
+    id: str
+    ts: float
+    status: int
+    cause: str | UnsetType = UNSET
+    model: str
+    adapter: str | None = None
+    merged: str | UnsetType = UNSET
+    variant: str | None = None
+    operation: str | None = None
+    chat: bool = False
+    total_ms: float
+    queue_ms: float | None = None
+    tokenize_ms: float | None = None
+    compute_ms: float | None = None
+    first_token_ms: float | UnsetType = UNSET
+    batch: int | None = None
+    joules: float | None = None
+    prompt_tokens: int | UnsetType = UNSET
+    completion_tokens: int | UnsetType = UNSET
+    finish_reason: str | UnsetType = UNSET
+
+
 # ---- out: state ----------------------------------------------------------------------------------------------------
 
 State = Literal["starting", "online", "degraded", "offline"]

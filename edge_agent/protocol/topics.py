@@ -20,6 +20,7 @@ from edge_agent.base.errors import ConfigError
 from edge_agent.base.limits import CLIENT_ID_BYTES, CORRELATION_BYTES, JSON_DEPTH, TOPIC_BYTES, TOPIC_LEVELS
 from edge_agent.protocol.envelope import Inbound
 from edge_agent.protocol.json_guard import too_deep
+from edge_agent.protocol.trace_context import TraceContext, trace_context
 
 # Levels beside {dev} that mean something else: no device may be called so.
 RESERVED = frozenset({"client", "pool", "group"})
@@ -105,6 +106,7 @@ class Topics:
         self.cancel = f"{own}/cancel"
         self.desired = f"{own}/desired"
         self.reported = f"{own}/reported"
+        self.trace = f"{own}/trace"
 
     def infer(self, model: str) -> str:
         """Where requests to a model of this device go."""
@@ -204,7 +206,7 @@ class ReplyAddress:
     """Where the answer to a request goes, already checked against the allow-list, and what it must carry.
 
     `protocol` is 'v5' (response topic and correlation data) or 'v311' (id and reply_to in the body). `qos` is that of
-    the request.
+    the request, `trace` the trace that it belongs to.
     """
 
     topic: str
@@ -213,6 +215,7 @@ class ReplyAddress:
     correlation: bytes | None
     protocol: str
     qos: int = 1
+    trace: TraceContext | None = None
 
 
 class _Fields(Struct):
@@ -242,7 +245,8 @@ def find_address(inbound: Inbound, topics: Topics, max_bytes: int) -> ReplyAddre
     if request_id is None or not fit_id(request_id):
         request_id = correlation_id(correlation) if correlation else _fresh_id(inbound, topic)
     protocol = "v5" if inbound.response_topic else "v311"
-    return ReplyAddress(topic, request_id, allowed.client, correlation, protocol, inbound.qos)
+    trace = trace_context(inbound.user)
+    return ReplyAddress(topic, request_id, allowed.client, correlation, protocol, inbound.qos, trace)
 
 
 def correlation_id(correlation: bytes) -> str:

@@ -29,29 +29,33 @@ ROOTS = (
     messages.Reported,
     messages.Telemetry,
     messages.Event,
+    messages.Trace,
 )
 # MQTT 5 properties, named as in the mqtt message binding.
 HEADERS: dict[str, Any] = {
     "RequestHeaders": {
         "title": "RequestHeaders",
-        "description": "Properties of a request (MQTT 5).",
+        "description": "Properties of a request (MQTT 5); traceparent and tracestate are user properties.",
         "type": "object",
         "properties": {
             "responseTopic": {"type": "string", "maxLength": 512},
             "correlationData": {"type": "string", "maxLength": 128},
             "messageExpiryInterval": {"type": "integer", "minimum": 1},
             "contentType": {"const": "application/json"},
+            "traceparent": {"type": "string"},
+            "tracestate": {"type": "string"},
         },
     },
     "ReplyHeaders": {
         "title": "ReplyHeaders",
-        "description": "Properties of an answer (MQTT 5); status and reason are user properties.",
+        "description": "Properties of an answer (MQTT 5); status, reason and traceparent are user properties.",
         "type": "object",
         "properties": {
             "correlationData": {"type": "string", "maxLength": 128},
             "messageExpiryInterval": {"type": "integer", "minimum": 1},
             "status": {"type": "string", "pattern": "^[2-5][0-9][0-9]$"},
             "reason": {"type": "string"},
+            "traceparent": {"type": "string", "pattern": "^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"},
         },
     },
 }

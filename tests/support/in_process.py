@@ -29,6 +29,7 @@ from edge_agent.agent.served_model import ServedModel
 from edge_agent.agent.serving import ModelServer
 from edge_agent.agent.status_builder import Identity, StatusBuilder
 from edge_agent.agent.store_changes import StoreChanges
+from edge_agent.agent.trace_reports import TraceReports
 from edge_agent.agent.worker_events import WorkerEventHandler
 from edge_agent.base.clock import ManualClock
 from edge_agent.bundle.catalog import InstalledModel
@@ -109,6 +110,7 @@ class Device:
         interval_s: float = 10.0,
         home_assistant: bool = False,
         decode_threads: int = 0,
+        traces: bool = False,
     ) -> None:
         """`ports` replaces fakes by name: transport (a function of the status builder, which makes the will), library,
         sensors, spawner, operator; so do ledger, figures, sizer, routing."""
@@ -135,6 +137,7 @@ class Device:
             self._announce,
             full_grant(max_rows, 4),
             requests=given["ledger"] if "ledger" in given else RequestTable(),
+            traces=TraceReports(topics, self.transport, clock) if traces else None,
         )
         self.host = HostMonitor(self.context, self.sensors, decode_threads=decode_threads)
         self.host.sample()
@@ -223,6 +226,7 @@ class Device:
         deadline_s: float = 30.0,
         client: str = "tester",
         topic: str | None = None,
+        user: Mapping[str, str] | None = None,
     ) -> Inbound:
         """A request as it comes from the broker."""
         self._acks += 1
@@ -234,6 +238,7 @@ class Device:
             response_topic=f"{PREFIX}/client/{client}/reply/here",
             correlation=request_id.encode(),
             expiry_s=deadline_s,
+            user=user or {},
             ack=self._acks,
             received_s=self.clock.monotonic_s(),
         )

@@ -12,6 +12,7 @@ import pytest
 from edge_agent.base.causes import Cause
 from edge_agent.base.errors import UsageError
 from edge_agent.client import Answer, DeviceBusy, DeviceUnavailable, StreamPart
+from edge_agent.client.traced import trace_properties
 from edge_agent.protocol.messages import Reply
 from tests.support.needs import need
 from tests.support.virtual_time import settle
@@ -40,9 +41,11 @@ class Device:
     def __init__(self, *parts: Any) -> None:
         self._parts = parts
         self.asked: list[dict[str, Any]] = []
+        self.traces: list[dict[str, str]] = []
 
     async def ask(self, model: str, question: Any, **options: Any) -> Answer:
         self.asked.append({"model": model, "question": question, **options})
+        self.traces.append(dict(trace_properties()))
         for part in self._parts:
             if isinstance(part, Exception):
                 raise part
@@ -84,6 +87,17 @@ def test_a_completion_is_asked_of_the_device() -> None:
     assert (found.choices[0].message.content, found.usage.total_tokens, found.system_fingerprint) == ("a b", 3, "q4")
     expected = {"adapter": "one", "deadline_s": 120.0, "priority": None, "max_tokens": 3}
     assert device.asked == [{"model": "pi/tiny", "question": HI, **expected}]
+
+
+def test_the_callers_trace_goes_on_to_the_device_and_a_malformed_one_does_not() -> None:
+    device, good = Device(), "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+    async def body(client: openai.AsyncOpenAI, _http: httpx.AsyncClient) -> None:
+        for headers in ({"traceparent": good, "tracestate": "a=1"}, {"traceparent": good + "x"}, {}):
+            await client.chat.completions.create(model="tiny", messages=HI, extra_headers=headers)
+
+    asked(device, body)
+    assert device.traces == [{"traceparent": good, "tracestate": "a=1"}, {}, {}]
 
 
 def test_a_full_queue_is_a_rate_limit_with_the_time_to_come_back() -> None:

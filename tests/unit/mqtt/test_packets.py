@@ -94,6 +94,13 @@ def test_user_properties_are_bounded() -> None:
     assert len(unpack(packed)[0].user) == USER_PROPERTIES
 
 
+def test_a_user_property_that_comes_twice_is_a_list_and_no_longer_than_the_bound() -> None:
+    one = b"\x26\x00\x01a\x00\x01"
+    assert unpack(bytes([14]) + one + b"1" + one + b"2")[0].user == {"a": "1,2"}
+    many = (one + b"1") * (USER_PROPERTIES + 1)
+    assert len(unpack(bytes([len(many)]) + many)[0].user["a"]) == 2 * USER_PROPERTIES - 1
+
+
 def test_a_publish_is_taken_apart() -> None:
     message = Outbound("t", b"", correlation=b"c", content_type=None)
     body = b"\x00\x03a/b" + b"\x00\x07" + pack(message) + b"payload"
