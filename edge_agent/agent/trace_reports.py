@@ -14,7 +14,7 @@ from edge_agent.base.clock import Clock
 from edge_agent.core.job import Job
 from edge_agent.protocol import encode
 from edge_agent.protocol.decode import Request
-from edge_agent.protocol.messages import Reply, Trace
+from edge_agent.protocol.messages import Reply, RequestTrace
 from edge_agent.protocol.topics import Topics
 
 PER_S = 20.0
@@ -59,7 +59,7 @@ class TraceReports:
         timing = None if body is None else body.timing
         result = body.result if body is not None and isinstance(body.result, dict) else {}
         usage = result.get("usage", {})
-        report = Trace(
+        report = RequestTrace(
             traceparent=trace.traceparent,
             tracestate=trace.state or UNSET,
             id=request.id,

@@ -147,10 +147,9 @@ def build(
     transport = _transport(settings, topics, will=builder.status("offline", "connection lost"))
     publisher = Publisher(builder, transport, clock, RetainedFile(state_dir))
 
-    acks = AckWindow(transport.ack)
+    acks, traces = AckWindow(transport.ack), _trace_reports(settings, topics, transport, clock)
     energy = EnergyMeter(wiring.utilisation(sensors.board))
     grant = full_grant(max_rows, threads)
-    traces = _trace_reports(topics, transport, clock) if settings.telemetry.traces else None
     context = Context(clock, transport, topics, acks, publisher.event, grant, energy=energy, traces=traces)
 
     budget = Budget(settings.memory.reserve_bytes, settings.memory.models_bytes)
@@ -189,7 +188,11 @@ def build(
     return Agent(context, manager, server, intake, governor_loop, reporter, [guard, canary, desired, *keepers])
 
 
-def _trace_reports(topics: Topics, transport: MqttTransport, clock: SystemClock) -> TraceReports:
+def _trace_reports(
+    settings: Settings, topics: Topics, transport: MqttTransport, clock: SystemClock
+) -> TraceReports | None:
+    if not settings.telemetry.traces:
+        return None
     from edge_agent.agent.trace_reports import TraceReports
 
     return TraceReports(topics, transport, clock)

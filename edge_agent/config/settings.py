@@ -289,8 +289,8 @@ class TelemetrySettings:
     while it is idle; 0: never. They show a board or a runtime that computes something else than at the install."""
 
     traces: bool = False
-    """Say on the topic `trace` where the time of a request went that named a sampled trace (`traceparent`), for
-    `edge-agent metrics --otlp`. Off, because it tells whoever may read that topic who asked which model when."""
+    """Say on the topic `trace` where the time of a request went that named a sampled trace (`traceparent`), for the
+    spans of `edge-agent metrics --otlp`. Off, because it tells whoever may read that topic who asked what when."""
 
     home_assistant: bool = False
     """Announce the device to Home Assistant by retained discovery topics. Off, because not everybody has it."""

@@ -54,7 +54,7 @@ from edge_agent import __version__
 from edge_agent.base.limits import DEVICES_WATCHED
 from edge_agent.client.request_client import UNREADABLE
 from edge_agent.exporter.device_metrics import DeviceMetrics
-from edge_agent.protocol.messages import Trace
+from edge_agent.protocol.messages import RequestTrace
 from edge_agent.protocol.topics import NAME, RESERVED
 from edge_agent.protocol.trace_context import TRACEPARENT, TRACESTATE, TraceContext, trace_context
 
@@ -105,10 +105,10 @@ class Spans:
         return found
 
 
-def _read(payload: bytes) -> tuple[Trace | None, TraceContext | None]:
+def _read(payload: bytes) -> tuple[RequestTrace | None, TraceContext | None]:
     """The report and the trace that it names; None for what is none, or has times that no span can have."""
     try:
-        body = msgspec.json.decode(payload, type=Trace)
+        body = msgspec.json.decode(payload, type=RequestTrace)
     except UNREADABLE:
         return None, None
     times = (body.total_ms, body.queue_ms or 0.0, body.tokenize_ms or 0.0, body.compute_ms or 0.0)
@@ -118,7 +118,7 @@ def _read(payload: bytes) -> tuple[Trace | None, TraceContext | None]:
     return body, trace_context({TRACEPARENT: body.traceparent, TRACESTATE: state})
 
 
-def _write(tracer: Tracer, body: Trace, trace: TraceContext, end_ns: int) -> None:
+def _write(tracer: Tracer, body: RequestTrace, trace: TraceContext, end_ns: int) -> None:
     begin_ns = end_ns - _ns(body.total_ms / 1000.0)
     above = SpanContext(
         int(trace.trace_id, 16),
@@ -150,7 +150,7 @@ def _write(tracer: Tracer, body: Trace, trace: TraceContext, end_ns: int) -> Non
     span.end(end_ns)
 
 
-def _parts(body: Trace) -> Iterator[tuple[str, float]]:
+def _parts(body: RequestTrace) -> Iterator[tuple[str, float]]:
     """What the request went through, in its order, with milliseconds."""
     known = [("queue", body.queue_ms), ("tokenize", body.tokenize_ms), ("compute", body.compute_ms)]
     took_ms = 0.0
@@ -162,13 +162,13 @@ def _parts(body: Trace) -> Iterator[tuple[str, float]]:
         yield "answer", max(0.0, body.total_ms - took_ms)
 
 
-def _operation(body: Trace) -> str:
+def _operation(body: RequestTrace) -> str:
     if body.chat:
         return "chat"
     return "infer" if body.operation is None else OPERATIONS.get(body.operation, body.operation[:TEXT_CHARS])
 
 
-def _attributes(body: Trace, operation: str) -> dict[str, Any]:
+def _attributes(body: RequestTrace, operation: str) -> dict[str, Any]:
     """By OpenTelemetry's conventions for generative AI (1.37) where they have a word, else below `edge_agent`."""
     finish = body.finish_reason
     found: dict[str, Any] = {
@@ -218,9 +218,7 @@ class _Collector:
         self._url = url
         self._away: dict[str, bool] = {}
         self._last_words = _LastWords()
-        library = logging.getLogger("opentelemetry")
-        library.addHandler(self._last_words)
-        library.propagate = False
+        logging.getLogger("opentelemetry").addHandler(self._last_words)
 
     def note(self, kind: str, taken: bool) -> None:
         """An export of this kind (`metrics`, `spans`) came to an end."""

@@ -13,7 +13,7 @@ from edge_agent.base.errors import RequestError
 from edge_agent.base.limits import EVENT_BYTES, MESSAGE_BYTES
 from edge_agent.base.units import bytes_text
 from edge_agent.protocol.envelope import Outbound
-from edge_agent.protocol.messages import CommandReply, Event, Reply, Status, StreamChunk, Telemetry, Trace
+from edge_agent.protocol.messages import CommandReply, Event, Reply, RequestTrace, Status, StreamChunk, Telemetry
 from edge_agent.protocol.topics import ReplyAddress, Topics
 from edge_agent.protocol.trace_context import TRACEPARENT
 
@@ -157,7 +157,7 @@ def telemetry(body: Telemetry, topics: Topics) -> Outbound:
     return Outbound(topics.telemetry, _encoder.encode(body), qos=0, expiry_s=expiry_s, keep="latest")
 
 
-def trace(body: Trace, topics: Topics, client: str) -> Outbound:
+def trace(body: RequestTrace, topics: Topics, client: str) -> Outbound:
     """Where the time of a request went: at most once, in its client's share of what gives way to answers."""
     payload = _encoder.encode(body)
     return Outbound(topics.trace, payload, qos=0, expiry_s=TRACE_S, client=client, expendable=True)

@@ -250,7 +250,7 @@ class CommandReply(Struct, frozen=True, kw_only=True):
 # ---- out: traces ---------------------------------------------------------------------------------------------------
 
 
-class Trace(Struct, frozen=True, kw_only=True):
+class RequestTrace(Struct, frozen=True, kw_only=True):
     """Where the time of one request went, for a collector of spans; only of requests that named a sampled trace, where
     the setting asks for it. `traceparent` and `tracestate` are the request's: its span is the parent. `ts` is the wall
     clock when the request was closed, `total_ms` the time from its arrival to then. The other times are null where the

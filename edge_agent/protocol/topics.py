@@ -245,7 +245,7 @@ def find_address(inbound: Inbound, topics: Topics, max_bytes: int) -> ReplyAddre
     if request_id is None or not fit_id(request_id):
         request_id = correlation_id(correlation) if correlation else _fresh_id(inbound, topic)
     protocol = "v5" if inbound.response_topic else "v311"
-    trace = trace_context(inbound.user)
+    trace = trace_context(inbound.user) if inbound.user else None
     return ReplyAddress(topic, request_id, allowed.client, correlation, protocol, inbound.qos, trace)
 
 

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from edge_agent.client import Client, RequestError, traced
 from tests.support.agents import AgentProcess, echo_package, running
 from tests.support.mosquitto import Mosquitto
@@ -66,6 +68,28 @@ def test_requests_are_spans_at_the_collector_and_metrics_come_too(tmp_path: Path
         assert Collector.attributes(other)["error.type"] == refused
         kind, _, value = found.metrics["edge_agent_requests", (("device", "pi"), ("model", "home"))]
         assert (kind, value) == ("sum", 3.0)
+
+
+def test_a_collector_that_is_away_is_said_once_and_when_it_is_back(capfd: pytest.CaptureFixture[str]) -> None:
+    need("prometheus_client", "opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
+    from edge_agent.exporter.device_metrics import DeviceMetrics
+    from edge_agent.exporter.otlp import exporting
+    from tests.support.otlp import collector
+
+    known = DeviceMetrics()
+    known.connection(True)
+    with collector() as found:
+        found.refuses = True
+        with exporting(found.url, known, 0.05):
+            time.sleep(0.5)
+            found.refuses = False
+            until(lambda: ("edge_agent_broker_up", ()) in found.metrics)
+            time.sleep(0.2)
+        assert found.metrics["edge_agent_broker_up", ()] == ("gauge", "", 1.0)
+    said = [line for line in capfd.readouterr().err.splitlines() if "collector" in line]
+    assert len(said) == 2, said
+    assert "takes no metrics" in said[0] and "400" in said[0]
+    assert said[1].endswith("takes metrics again")
 
 
 def test_an_agent_without_the_setting_answers_the_trace_and_tells_nothing(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ ROOTS = (
     messages.Reported,
     messages.Telemetry,
     messages.Event,
-    messages.Trace,
+    messages.RequestTrace,
 )
 # MQTT 5 properties, named as in the mqtt message binding.
 HEADERS: dict[str, Any] = {

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from edge_agent.agent.trace_reports import BURST
-from edge_agent.protocol.messages import Trace
+from edge_agent.protocol.messages import RequestTrace
 from tests.support.fakes import Plan, a_model
 from tests.support.in_process import NAME, PREFIX, Device
 from tests.support.virtual_time import later, settle
@@ -16,10 +16,10 @@ SAMPLED = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 SILENT = SAMPLED[:-1] + "0"
 
 
-def reports(device: Device) -> list[Trace]:
+def reports(device: Device) -> list[RequestTrace]:
     sent = [message for message in device.transport.published if message.topic == f"{PREFIX}/{NAME}/trace"]
     assert all(message.qos == 0 and message.expendable and message.client == "tester" for message in sent)
-    return [msgspec.json.decode(message.payload, type=Trace) for message in sent]
+    return [msgspec.json.decode(message.payload, type=RequestTrace) for message in sent]
 
 
 def answered_with(device: Device) -> list[str | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import msgspec
@@ -10,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.protocol.messages import Trace
+from edge_agent.protocol.messages import RequestTrace
 from tests.support.needs import need
 
 need("prometheus_client", "opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
@@ -18,13 +17,12 @@ need("prometheus_client", "opentelemetry.sdk", "opentelemetry.exporter.otlp.prot
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans  # noqa: E402 - after `need`
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter  # noqa: E402
 
-from edge_agent.exporter.device_metrics import DeviceMetrics  # noqa: E402
-from edge_agent.exporter.otlp import Spans, exporting  # noqa: E402
-from tests.support.otlp import Collector, collector  # noqa: E402
+from edge_agent.exporter.otlp import Spans  # noqa: E402
+from tests.support.otlp import Collector  # noqa: E402
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 NOW_S = 1_800_000_000.0
-GENERATED = Trace(
+GENERATED = RequestTrace(
     traceparent=f"00-{TRACE}-{SPAN}-01",
     tracestate="vendor=1",
     id="r1",
@@ -87,7 +85,7 @@ def test_a_request_is_a_span_below_the_one_that_asked_with_its_parts_in_order() 
 
 
 def test_a_refusal_is_one_span_with_its_cause() -> None:
-    refused = Trace(
+    refused = RequestTrace(
         traceparent=GENERATED.traceparent, id="r2", ts=NOW_S, status=429, cause="queue-full", model="m", total_ms=0.4
     )
     ((_, span),), _ = exported(msgspec.json.encode(refused))
@@ -145,27 +143,3 @@ def test_no_report_of_a_hostile_publisher_costs_the_spans_of_others(changed: dic
     hostile = msgspec.to_builtins(GENERATED) | changed
     found, _ = exported(msgspec.json.encode(hostile), msgspec.json.encode(GENERATED))
     assert len(found) >= 5
-
-
-def until(condition: Any, within_s: float = 20.0) -> None:
-    until_s = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < until_s, "not so in time"
-        time.sleep(0.02)
-
-
-def test_a_collector_that_is_away_is_said_once_and_when_it_is_back(capfd: pytest.CaptureFixture[str]) -> None:
-    known = DeviceMetrics()
-    known.connection(True)
-    with collector() as found:
-        found.refuses = True
-        with exporting(found.url, known, 0.05):
-            time.sleep(0.5)
-            found.refuses = False
-            until(lambda: ("edge_agent_broker_up", ()) in found.metrics)
-            time.sleep(0.2)
-        assert found.metrics["edge_agent_broker_up", ()] == ("gauge", "", 1.0)
-    said = [line for line in capfd.readouterr().err.splitlines() if "collector" in line]
-    assert len(said) == 2, said
-    assert "takes no metrics" in said[0] and "400" in said[0]
-    assert said[1].endswith("takes metrics again")
