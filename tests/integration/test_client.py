@@ -62,10 +62,9 @@ def address(broker: Mosquitto) -> str:
 def test_the_page_works_as_printed(agent: AgentProcess, broker: Mosquitto) -> None:
     need("opentelemetry.propagate")
     programs = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
-    waiting, together, streamed, traced = (
-        program.replace('"localhost"', f'"{address(broker)}"') for program in programs
-    )
-    for program, shown in ((waiting, LABELS), (together, ("3",)), (traced, LABELS)):
+    here = f'"{address(broker)}"'
+    waiting, together, streamed, followed = (program.replace('"localhost"', here) for program in programs)
+    for program, shown in ((waiting, LABELS), (together, ("3",)), (followed, LABELS)):
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip() in shown
