@@ -31,6 +31,7 @@ from edge_agent.client import (
 )
 from tests.support.agents import LABELS, AgentProcess, echo_adapter_package, echo_package, running
 from tests.support.mosquitto import Mosquitto, free_port
+from tests.support.needs import need
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = (DOCS / "client.md").read_text(encoding="utf-8")
