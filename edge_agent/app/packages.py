@@ -35,6 +35,7 @@ from edge_agent.sensors.time_sync import ClockSync, clock_sync
 from edge_agent.store.install import InstallReport, newest_trust
 from edge_agent.store.install_plan import InstallContext, Progress, silent
 from edge_agent.store.model_store import ModelStore
+from edge_agent.store.old_downloads import DOWNLOADS
 from edge_agent.store.state_folder import be_owner, become_owner, check_interpreter, running_daemon
 from edge_agent.worker import one_shot as workers
 
@@ -142,7 +143,8 @@ def install_url(
     """Fetch a package from an HTTP server, then as `install`; `digest`: of its index, None takes any. Raises
     UsageError, PackageError, StoreError; then nothing has changed, and what was fetched is kept for the next try."""
     # Imported here: urllib costs time and memory, and other installs need it not.
-    from edge_agent.store.package_download import PackageDownload, RoomOptions
+    from edge_agent.store.download_folder import RoomOptions, Wishes
+    from edge_agent.store.package_download import PackageDownload
     from edge_agent.store.remote_file import TransferOptions, check_url
 
     check_url(url)
@@ -151,9 +153,9 @@ def install_url(
     _check_trust(settings)
     limit = settings.store.download_kib_s
     transfer = TransferOptions(None if limit is None else limit * KIB)
-    room = RoomOptions(settings.store.reserve_bytes)
-    folder, root = settings.store.state_dir / "downloads", wiring.store_dir(settings)
-    download = PackageDownload(url, folder, root, _early_check(settings, digest), transfer, room, digest)
+    wishes = Wishes(_early_check(settings, digest), RoomOptions(settings.store.reserve_bytes), digest, progress)
+    folder, root = settings.store.state_dir / DOWNLOADS, wiring.store_dir(settings)
+    download = PackageDownload(url, folder, root, transfer, wishes)
     report = open_library(settings, again).install(download.fetch(), progress, digest=digest)
     download.done()
     fields = {**report_fields(report), "moved_bytes": download.moved_bytes}

@@ -12,67 +12,28 @@ daemon never imports it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
-import os
-import shutil
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent.base import limits
-from edge_agent.base.causes import Cause
-from edge_agent.base.errors import PackageError, StoreError
+from edge_agent.base.errors import PackageError
 from edge_agent.base.units import bytes_text
-from edge_agent.bundle import manifest as forms
 from edge_agent.bundle import tarform
-from edge_agent.bundle.jsonio import decode
-from edge_agent.bundle.layout import BLOBS, Package, open_package
-from edge_agent.bundle.manifest import Index
-from edge_agent.bundle.verify import fetcher
-from edge_agent.store.disk import Blobs, FreeBytes, free_bytes, translated
-from edge_agent.store.refusal import of_source
+from edge_agent.bundle.layout import BLOBS
+from edge_agent.store.download_folder import DownloadFolder, Wishes
 from edge_agent.store.remote_file import WINDOW, RemoteFile, TransferOptions
 
-CHUNK = 64 * limits.KIB
-KEPT_S = 7 * 86400.0
-"""Downloads that were begun and left are deleted after this time."""
 HEAD_BYTES = 4 * limits.MANIFEST_BYTES
 """Of statement, root files and index together: they are fetched before a signature is checked and room looked for."""
-Check = Callable[[Package], None]
-"""Called with the package as soon as its statement and index are there; refuses it by raising."""
-
-
-@dataclass(frozen=True, slots=True)
-class RoomOptions:
-    """`reserve_bytes` stay free on the file system; `free_bytes` is for tests."""
-
-    reserve_bytes: int = 256 * limits.MIB
-    free_bytes: FreeBytes = free_bytes
+MARK = "index"
+"""Beside the package: the index that the folder was last filled for."""
 
 
 class PackageDownload:
     """One package from one URL, by way of `folder`. `moved_bytes`: what came from the server, headers left out."""
 
-    def __init__(
-        self,
-        url: str,
-        folder: Path,
-        store: Path,
-        check: Check,
-        options: TransferOptions,
-        room: RoomOptions,
-        digest: str | None = None,
-    ) -> None:
-        """`folder`: where downloads lie; `store`: whose blobs are not fetched again; `digest`: the package that is
-        wanted, so that whatever else lies at the URL is the source's fault."""
-        name = hashlib.sha256(url.encode()).hexdigest()[:32]
-        self._others, self._top = folder, folder / name
-        self._package, self._partial = self._top / "package", self._top / "partial"
-        self._blobs = Blobs(store)
-        self._check, self._room, self._digest = check, room, digest
-        self._checking = False
+    def __init__(self, url: str, folder: Path, store: Path, options: TransferOptions, wishes: Wishes) -> None:
+        """`folder`: where downloads lie; `store`: whose blobs are not fetched again."""
+        self._folder = DownloadFolder(url, folder, store, wishes)
         self._remote = RemoteFile(url, options)
         self._manifests: frozenset[str] = frozenset()
 
@@ -84,33 +45,17 @@ class PackageDownload:
     def fetch(self) -> Path:
         """The folder to install. Raises PackageError, SignatureError, StoreError; what was fetched by then is kept.
         Where a digest is wanted and the URL does not give that package, the cause is SOURCE."""
-        with translated(self._top), _alone(self._top), self._blame():
-            _forget_old(self._others, self._top)
-            for folder in (self._package / BLOBS, self._package / "root", self._partial):
-                folder.mkdir(parents=True, exist_ok=True)
-            with contextlib.closing(self._remote):
-                self._remote.open()
-                if not self._remote.ranges:
-                    self._check_room(self._remote.total_bytes)
-                members = self._walk()
-                self._drop_strangers(members)
-                if self._remote.ranges:
-                    self._fetch_missing(members)
-        return self._package
-
-    @contextlib.contextmanager
-    def _blame(self) -> Iterator[None]:
-        try:
-            yield
-        except PackageError as error:
-            wanted, head = self._digest, self._checking
-            if wanted is None or not of_source(error, self._package, wanted, self._blobs, head=head):
-                raise
-            raise PackageError(error.what, error.where, error.remedy, Cause.SOURCE) from error
+        with self._folder.opened(), contextlib.closing(self._remote):
+            self._remote.open()
+            members = self._walk()
+            self._folder.keep_only(members.keys())
+            if self._remote.ranges:
+                self._fetch_missing(members)
+        return self._folder.package
 
     def done(self) -> None:
         """The package is installed: what was fetched is deleted."""
-        shutil.rmtree(self._top, ignore_errors=True)
+        self._folder.done()
 
     def _walk(self) -> dict[str, tarform.Member]:
         """Every member of the tar; the files that are not skipped are in the folder afterwards."""
@@ -131,6 +76,8 @@ class PackageDownload:
             member = members[name] = tarform.Member(name, remote.position, size)
             self._take(member)
             remote.seek(member.offset + size + tarform.padding(size))
+            if not remote.ranges:
+                self._folder.tell(min(remote.position, remote.total_bytes), remote.total_bytes)
         if any(remote.read(tarform.BLOCK)) or remote.position != remote.total_bytes:
             text = f"the server states {remote.total_bytes} bytes, the package ends after {remote.position}"
             raise PackageError(text, remote.url, "it was cut or changed on the server")
@@ -144,25 +91,33 @@ class PackageDownload:
             # A manifest is fetched before there is known to be room.
             raise PackageError(f"{member.name} has {bytes_text(member.size)}", self._remote.url)
         if digest is None:
-            (self._package / member.name).write_bytes(self._remote.read(member.size))
+            (self._folder.package / member.name).write_bytes(self._remote.read(member.size))
             return
         small = not self._remote.ranges or member.size <= WINDOW  # else it is skipped for now
-        if digest in self._manifests or (small and not self._held(member, digest)):
-            self._copy(member, digest)
+        if digest in self._manifests or (small and not self._folder.has(digest, member.size)):
+            self._folder.copy(self._remote, member.offset, digest, member.size)
 
     def _check_head(self) -> None:
-        """Statement and index are there: whether this package is wanted, before its blobs move."""
-        with open_package(self._package) as package:
-            self._checking = True
-            self._check(package)
-            self._checking = False
-            index = decode(package.read("index.json", limits.MANIFEST_BYTES), Index, "index.json")
-        self._manifests = frozenset(one.digest for one in index.manifests)
+        """Whether this package is wanted; where all of it will be read, whether there is room."""
+        self._manifests = frozenset(one.digest for one in self._folder.check_head().manifests)
+        if not self._remote.ranges:
+            self._forget_another((self._folder.package / "index.json").read_bytes())
+            self._folder.check_room(self._remote.total_bytes, self._folder.fetched_bytes())
+
+    def _forget_another(self, index: bytes) -> None:
+        """What lies here of another package that this URL gave before is no part of this one's room."""
+        mark = self._folder.top / MARK
+        if not mark.exists() or mark.read_bytes() != index:
+            self._folder.keep_only([path.name for path in self._folder.package.iterdir()] + self._roots())
+            mark.write_bytes(index)
+
+    def _roots(self) -> list[str]:
+        return [f"root/{path.name}" for path in (self._folder.package / "root").iterdir()]
 
     def _fetch_missing(self, members: dict[str, tarform.Member]) -> None:
         """The blobs that the store lacks, after their sizes are those of the index and there is room for them."""
-        stated = self._stated_sizes()
-        missing = []
+        stated = self._folder.stated_sizes()
+        missing: dict[str, tarform.Member] = {}
         for member in members.values():
             digest = _digest(member.name)
             if digest is None or digest in self._manifests:
@@ -170,101 +125,11 @@ class PackageDownload:
             if stated.get(digest) != member.size:
                 what = "does not name it" if digest not in stated else f"says {stated[digest]} bytes"
                 raise PackageError(f"blob {digest[7:19]} has {member.size} bytes, the index {what}", self._remote.url)
-            if not self._held(member, digest):
-                missing.append((member, digest))
-        self._check_room(sum(member.size for member, _ in missing))
-        for member, digest in missing:
-            self._copy(member, digest)
-
-    def _stated_sizes(self) -> dict[str, int]:
-        """Every blob that the manifests name, with the size that they state."""
-        with open_package(self._package) as package:
-            index = decode(package.read("index.json", limits.MANIFEST_BYTES), Index, "index.json")
-            fetch = fetcher(package, self._blobs.fetch)
-            found: dict[str, int] = {}
-            for one in index.manifests:
-                manifest = decode(fetch(one, limits.MANIFEST_BYTES), forms.Manifest, f"blob {one.digest[7:19]}")
-                found |= {each.digest: each.size for each in manifest.descriptors()}
-        return found
-
-    def _held(self, member: tarform.Member, digest: str) -> bool:
-        """Whether the blob need not be moved: the store has it, or an earlier try has fetched it."""
-        path = self._blobs.path(digest)
-        with contextlib.suppress(OSError):
-            if path.stat().st_size == member.size and self._blobs.digest_of(path) == digest:
-                return True
-        with contextlib.suppress(OSError):
-            return (self._package / member.name).stat().st_size == member.size
-        return False
-
-    def _check_room(self, needed_bytes: int) -> None:
-        """The install copies each blob into the store, so a moment comes where it is there twice."""
-        have = sum(path.stat().st_size for path in self._partial.iterdir())
-        needed, reserve = 2 * needed_bytes - have, self._room.reserve_bytes
-        if (free := self._room.free_bytes(self._top)) < needed + reserve:
-            raise StoreError(
-                f"the disk is too full: {bytes_text(needed)} are needed for the download and its install and "
-                f"{bytes_text(reserve)} stay reserved, {bytes_text(free)} are free",
-                str(self._top),
-                "free some space, or remove a model",
-                Cause.DISK_FULL,
-            )
-
-    def _copy(self, member: tarform.Member, digest: str) -> None:
-        """Fetch a blob, going on behind what an earlier try has left."""
-        target, partial = self._package / member.name, self._partial / digest.removeprefix("sha256:")
-        if target.exists() and target.stat().st_size == member.size:
-            return
-        # What an earlier try left may be damaged itself: a power cut can leave a file its length without its bytes.
-        begun = partial.exists() and partial.stat().st_size > 0
-        for _ in range(2 if begun else 1):
-            self._append(member, partial)
-            if self._blobs.digest_of(partial) == digest:
-                partial.replace(target)
-                return
-            partial.unlink()
-        where = f"{self._remote.url} (blob {digest[7:19]})"
-        raise PackageError("its SHA-256 is not its name: damaged or exchanged", where, "fetch the package again")
-
-    def _append(self, member: tarform.Member, partial: Path) -> None:
-        """Fetch what the partial file lacks of a member."""
-        with partial.open("ab") as file:
-            done = file.tell()
-            if done > member.size:
-                file.truncate(done := 0)
-            self._remote.seek(member.offset + done, member.offset + member.size)
-            while done < member.size:
-                chunk = self._remote.some(min(CHUNK, member.size - done))
-                file.write(chunk)
-                done += len(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-
-    def _drop_strangers(self, members: dict[str, tarform.Member]) -> None:
-        """Files of an earlier package at this URL would be no part of this one."""
-        for folder in (self._package, self._package / "root", self._package / BLOBS):
-            for path in list(folder.iterdir()):
-                if path.is_file() and path.relative_to(self._package).as_posix() not in members:
-                    path.unlink()
-        for path in list(self._partial.iterdir()):
-            if BLOBS + path.name not in members:
-                path.unlink()
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder of a download: two processes that append to one file damage it. Raises StoreError while another
-    process holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreError("another process fetches from this URL", str(folder), "wait for it", Cause.BUSY) from None
-        yield
-    finally:
-        os.close(descriptor)
+            if not self._folder.has(digest, member.size):
+                missing[digest] = member
+        self._folder.expect({digest: member.size for digest, member in missing.items()})
+        for digest, member in missing.items():
+            self._folder.copy(self._remote, member.offset, digest, member.size)
 
 
 def _digest(name: str) -> str | None:
@@ -283,12 +148,3 @@ def _header(block: bytes, url: str) -> tuple[str, int]:
     if size > limits.BLOB_BYTES or block != tarform.header(name, size):
         raise PackageError(f"the tar header of {name} is damaged or not in the one form of a package", url)
     return name, size
-
-
-def _forget_old(folder: Path, own: Path) -> None:
-    """Delete what was begun long ago and never finished; a clock that jumped costs a download, nothing else."""
-    if not folder.is_dir():
-        return
-    for path in list(folder.iterdir()):
-        if path != own and time.time() - path.stat().st_mtime > KEPT_S:
-            shutil.rmtree(path, ignore_errors=True)

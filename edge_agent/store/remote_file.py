@@ -3,7 +3,7 @@
 Ranges are asked for from the first request on. A server that does not know them sends the whole file, and what lies
 before the position is read and thrown away. What a server states of itself (size, place, mark) is compared at every
 answer. No size, another size or another mark is an error with a sentence; so is a connection that brings next to
-nothing.
+nothing, in its head, in its body, or by ranges of a few bytes.
 
 A file of its own because it knows HTTP and nothing of packages. The daemon never imports it: urllib costs memory.
 """
@@ -12,14 +12,18 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import os
 import re
+import socket
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, Protocol, TypeVar
 
 from edge_agent import __version__
 from edge_agent.base import limits
@@ -32,6 +36,13 @@ TRIES = 5
 """Connections in a row that bring next to nothing, with pauses of 1, 2, 4 and 8 s; then the source is given up."""
 SLOW_S, SLOW_BYTES = 60.0, 60 * limits.KIB
 """A connection that brings less in that time is broken off: a byte every half minute would hold it for ever."""
+HEAD_S = 60.0
+"""From the first connection to the last header of an answer, redirections included. A time for each read alone lets a
+server drip its headers, or send `100 Continue` without end."""
+SHORT_BYTES = 4 * limits.KIB
+"""A range that is cut short by the server to less than that is no progress."""
+BURST_S = 1.0
+"""What the operator's limit allowed and nobody used is kept so long: a server that stalls is not made up for."""
 WINDOW = 32 * limits.KIB
 """So much is asked for at once where it is not known how much is needed: the heads of a tar."""
 DISCARD = 64 * limits.KIB
@@ -64,12 +75,119 @@ class TransferOptions:
 
     bytes_per_s: float | None = None
     timeout_s: float = TIMEOUT_S
+    head_s: float = HEAD_S
     sleep: Callable[[float], None] = time.sleep
     now_s: Callable[[], float] = time.monotonic
 
 
 class _SourceFailed(Exception):
     """The connection is of no use any more; another one may be."""
+
+
+class Pace:
+    """Counts what is read of bodies, and keeps to the operator's limit, over all files of one download."""
+
+    def __init__(self, options: TransferOptions) -> None:
+        self.moved_bytes = 0
+        self._options = options
+        self._due_s = options.now_s()
+
+    def took(self, count: int) -> None:
+        """So many bytes were read; waits where that was faster than is allowed."""
+        self.moved_bytes += count
+        if (rate := self._options.bytes_per_s) is None:
+            return
+        now_s = self._options.now_s()
+        self._due_s = max(self._due_s, now_s - BURST_S) + count / rate
+        if self._due_s > now_s:
+            self._options.sleep(self._due_s - now_s)
+
+
+class Access(Protocol):
+    """What a server wants to know of who asks. Implemented by `registry.RegistryAccess`."""
+
+    def headers(self) -> Mapping[str, str]:
+        """To send with every request, and to no server that it redirects to."""
+        ...
+
+    def renew(self, challenge: str) -> bool:
+        """The server answered 401 with this `WWW-Authenticate`; whether it is worth asking again. Raises StoreError."""
+        ...
+
+
+class HeadLimit:
+    """Ends connections whose answers have not begun in time. Use as a context manager around `urlopen`."""
+
+    def __init__(self, limit_s: float) -> None:
+        self.over = False
+        self._limit_s = limit_s
+        self._lock = threading.Lock()
+        self._sockets: list[socket.socket] = []
+        self._timer: threading.Timer | None = None
+
+    def watch(self, connected: socket.socket) -> socket.socket:
+        """A connection was made. It is held by a descriptor of its own: TLS takes the first one over."""
+        with self._lock:
+            self._sockets.append(socket.socket(fileno=os.dup(connected.fileno())))
+            if self.over:
+                self._sockets[-1].shutdown(socket.SHUT_RDWR)
+        return connected
+
+    def __enter__(self) -> HeadLimit:
+        self.over = False
+        self._timer = threading.Timer(self._limit_s, self._end)
+        self._timer.daemon = True
+        self._timer.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer.join()
+        while self._sockets:
+            self._sockets.pop().close()
+
+    def _end(self) -> None:
+        with self._lock:
+            self.over = True
+            for one in self._sockets:
+                with contextlib.suppress(OSError):
+                    one.shutdown(socket.SHUT_RDWR)
+
+
+class _WatchedHttp(urllib.request.HTTPHandler):
+    def __init__(self, limit: HeadLimit) -> None:
+        super().__init__()
+        self._limit = limit
+
+    def http_open(self, req: urllib.request.Request) -> Any:
+        return self.do_open(_watched(http.client.HTTPConnection, self._limit), req)
+
+
+class _WatchedHttps(urllib.request.HTTPSHandler):
+    def __init__(self, limit: HeadLimit) -> None:
+        super().__init__()
+        self._limit = limit
+
+    def https_open(self, req: urllib.request.Request) -> Any:
+        return self.do_open(_watched(http.client.HTTPSConnection, self._limit), req)
+
+
+def _watched(kind: Any, limit: HeadLimit) -> Any:
+    """A maker of connections which tells `limit` of each as soon as there is a socket, before TLS speaks."""
+
+    def make(host: str, **options: Any) -> Any:
+        connection = kind(host, **options)
+        create = connection._create_connection
+        connection._create_connection = lambda *place, **more: limit.watch(create(*place, **more))
+        return connection
+
+    return make
+
+
+def opener(limit: HeadLimit) -> urllib.request.OpenerDirector:
+    """Opens URLs, follows redirections to http and https, and lets `limit` end what does not begin to answer."""
+    return urllib.request.build_opener(_Redirects(), _WatchedHttp(limit), _WatchedHttps(limit))
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -96,24 +214,33 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 class RemoteFile:
     """The file at `url`. `total_bytes` and `ranges` are known after `open`; `moved_bytes`: what was read of bodies."""
 
-    def __init__(self, url: str, options: TransferOptions) -> None:
+    def __init__(
+        self, url: str, options: TransferOptions, pace: Pace | None = None, access: Access | None = None
+    ) -> None:
+        """`pace`: shared by the files of one download; `access`: where the server asks who wants it."""
         self.url = check_url(url)
         self.position = 0
         self.total_bytes = 0
         self.ranges = False
-        self.moved_bytes = 0
+        self._pace = pace or Pace(options)
+        self._access = access
         self._options = options
-        self._opener = urllib.request.build_opener(_Redirects())
+        self._limit = HeadLimit(options.head_s)
+        self._opener = opener(self._limit)
         self._response: http.client.HTTPResponse | None = None
         # Where the response stands and ends, up to where is read on, and the mark (a strong ETag) of the file.
         self._at = self._end = self._aim = 0
         self._mark: str | None = None
-        self._began_s = options.now_s()
         # When the connection began to be watched for its speed, and what had been moved by then.
         self._watched: tuple[float, int] = (0.0, 0)
         # What the caller was given: what a server without ranges sends again on the way there is no progress.
         self._given_bytes = self._given_at_failure = 0
         self._failures = 0
+
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes of bodies that were read, in the whole download."""
+        return self._pace.moved_bytes
 
     def open(self) -> None:
         """Ask for the file. Raises StoreError."""
@@ -154,6 +281,9 @@ class RemoteFile:
                 return step()
             except urllib.error.HTTPError as error:
                 error.close()
+                access, challenge = self._access, error.headers.get("WWW-Authenticate", "")
+                if error.code == 401 and access is not None and access.renew(challenge):
+                    continue
                 if 400 <= error.code < 500 and error.code not in (408, 429):
                     raise self._given_up(f"the server answers {error.code} {error.reason}") from error
                 self._note_failure(f"the server answers {error.code} {error.reason}", error)
@@ -186,9 +316,20 @@ class RemoteFile:
         if self._mark is not None:
             headers["If-Range"] = self._mark
         request = urllib.request.Request(self.url, headers=headers)  # noqa: S310 - `check_url` has looked at the scheme
-        response: http.client.HTTPResponse = self._opener.open(request, timeout=self._options.timeout_s)
+        for name, value in ({} if self._access is None else self._access.headers()).items():
+            request.add_unredirected_header(name, value)
+        late = f"its answer did not begin within {self._options.head_s:.0f} s"
+        with self._limit:
+            try:
+                response: http.client.HTTPResponse = self._opener.open(request, timeout=self._options.timeout_s)
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                if self._limit.over:
+                    raise _SourceFailed(late) from error
+                raise
         with contextlib.ExitStack() as stack:
             stack.callback(response.close)
+            if self._limit.over:  # headers that were cut off count as whole
+                raise _SourceFailed(late)
             self._take_head(response)
             stack.pop_all()
         self._response = response
@@ -206,11 +347,13 @@ class RemoteFile:
                     f"bytes from {self.position} on were asked for, the server says it sends {stated!r}"
                 )
             start, end, total = int(found[1]), found[2], found[3]
+            self._check_span(start, int(end), int(total))
         elif response.status != 200:
             raise self._given_up(f"the server answers {response.status}")
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise self._given_up("the server sends the file compressed, which was not asked for")
-        if re.fullmatch(r"\d{1,18}", total, re.ASCII) is None:
+        # Chunks have heads of their own, which could be dripped for ever.
+        if response.chunked or re.fullmatch(r"\d{1,18}", total, re.ASCII) is None:
             raise self._given_up("the server does not state how large the file is")
         mark = response.headers.get("ETag")
         mark = mark if mark is not None and mark.startswith('"') else None
@@ -220,6 +363,12 @@ class RemoteFile:
             self.ranges = response.status == 206
         self.total_bytes, self._mark, self._at = int(total), mark, start
         self._end = int(end) + 1 if end else self.total_bytes
+
+    def _check_span(self, start: int, end: int, total: int) -> None:
+        """A server may send less than was asked for; one that sends next to nothing would be asked for ever."""
+        asked = min(max(start + WINDOW, self._aim), total) - start
+        if end + 1 - start < min(asked, SHORT_BYTES):
+            raise _SourceFailed(f"of {asked} bytes that were asked for it sends {max(0, end + 1 - start)}")
 
     def _chunk(self, most: int) -> bytes:
         response = self._response
@@ -234,15 +383,13 @@ class RemoteFile:
         if not chunk:
             raise _SourceFailed("the connection ended before the file did")
         self._at += len(chunk)
-        self.moved_bytes += len(chunk)
-        self._keep_pace()
+        self._pace.took(len(chunk))
+        self._check_speed()
         return chunk
 
-    def _keep_pace(self) -> None:
-        """Not faster than the operator allows; a connection that is next to still is given up."""
+    def _check_speed(self) -> None:
+        """A connection that is next to still is given up."""
         now_s, rate = self._options.now_s(), self._options.bytes_per_s
-        if rate is not None and (ahead_s := self.moved_bytes / rate - (now_s - self._began_s)) > 0.0:
-            self._options.sleep(ahead_s)
         since_s, moved = self._watched
         if now_s - since_s < SLOW_S or (rate is not None and rate * SLOW_S < 2 * SLOW_BYTES):
             return

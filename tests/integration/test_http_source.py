@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.server
 import json
+import os
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +22,12 @@ from edge_agent.base.errors import PackageError, SignatureError, StoreError, Usa
 from edge_agent.bundle import tarform
 from edge_agent.bundle.layout import Package
 from edge_agent.bundle.verify import read_release
-from edge_agent.store import package_download
+from edge_agent.store import old_downloads, package_download, remote_file
+from edge_agent.store.download_folder import RoomOptions, Wishes
 from edge_agent.store.inbox_packages import package_digest
 from edge_agent.store.install_plan import InstallContext
 from edge_agent.store.model_store import ModelStore
-from edge_agent.store.package_download import PackageDownload, RoomOptions
+from edge_agent.store.package_download import PackageDownload
 from edge_agent.store.remote_file import TransferOptions, check_url
 from tests.support import packages as tiny
 from tests.support.agents import AgentProcess, echo_adapter_package, echo_package
@@ -44,6 +48,8 @@ class Manners:
     status: int | None = None
     redirect: str | None = None
     wrong_place: bool = False
+    drip: bytes | None = None
+    short: int | None = None
     files: dict[str, bytes] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     sent: int = 0
@@ -59,6 +65,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         manners = self.manners
         manners.asked.append(self.headers.get("Range", ""))
         data = manners.files.get(self.path)
+        if manners.drip is not None:
+            self._drip(manners.drip)
+            return
         if manners.redirect is not None and self.path == "/moved":
             self.send_response(302)
             self.send_header("Location", manners.redirect)
@@ -72,6 +81,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         span = self._span(mark, total)
         self.send_response(200 if span is None else 206)
         start, end = span or (0, total)
+        end = end if manners.short is None else min(end, start + manners.short)
         if span is not None:
             shown = start + (1 if manners.wrong_place else 0)
             self.send_header("Content-Range", f"bytes {shown}-{end - 1}/{total}")
@@ -81,6 +91,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", manners.length or str(end - start))
         self.end_headers()
         self._send(data[start:end])
+
+    def _drip(self, piece: bytes) -> None:
+        """A piece of a head every few milliseconds, until the client is gone."""
+        with contextlib.suppress(OSError):
+            while True:
+                self.wfile.write(piece)
+                time.sleep(0.005)
 
     def _span(self, mark: str, total: int) -> tuple[int, int] | None:
         found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
@@ -104,6 +121,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Says nothing."""
 
 
+class Told(list[tuple[int, int]]):
+    """The steps of a download: bytes that are there, and of how many."""
+
+    def append_step(self, _what: str, done: int, total: int) -> None:
+        """See `Progress`."""
+        self.append((done, total))
+
+
 @dataclass
 class Server:
     """A server on this machine, and a store to install into."""
@@ -113,13 +138,15 @@ class Server:
     folder: Path
     check: Callable[[Package], None] = lambda package: _trusted(package)  # noqa: PLW0108 - defined below
     free: int = 1 << 40
+    digest: str | None = None
+    told: Told = field(default_factory=lambda: Told())
 
     def download(self, name: str = "p.tar", **transfer: Any) -> PackageDownload:
         """A download of that file, which sleeps nowhere."""
         options = TransferOptions(sleep=lambda _s: None, timeout_s=5.0, **transfer)
-        room = RoomOptions(0, lambda _folder: self.free)
+        wishes = Wishes(self.check, RoomOptions(0, lambda _folder: self.free), self.digest, self.told.append_step)
         downloads, store = self.folder / "downloads", self.folder / "store"
-        return PackageDownload(f"{self.url}/{name}", downloads, store, self.check, options, room)
+        return PackageDownload(f"{self.url}/{name}", downloads, store, options, wishes)
 
     def install(self, name: str = "p.tar") -> int:
         """Fetch and install; how many bytes were moved."""
@@ -270,8 +297,8 @@ def test_two_downloads_from_one_url_are_not_mixed(server: Server, tmp_path: Path
             second.fetch()
         assert caught.value.cause is Cause.BUSY
 
+    server.check = check
     first = server.download()
-    first._check = check
     server.store.install(first.fetch())
     assert [model.name for model in server.store.active()] == ["tiny"]
     second.fetch()
@@ -309,12 +336,14 @@ def test_a_server_that_lies_or_refuses_is_told(
 def test_a_file_that_changes_under_the_download_is_noticed(server: Server, tmp_path: Path) -> None:
     server.serve(big_package(tmp_path))
     other = big_package(tmp_path, counter=2, seed=2).read_bytes()
-    download = server.download()
+    trusted = server.check
 
     def check(_package: Package) -> None:
         server.manners.files["/p.tar"] = other
 
-    download._check = check
+    server.check = check
+    download = server.download()
+    server.check = trusted
     with pytest.raises(StoreError, match="changed on the server while it was fetched"):
         download.fetch()
     server.install()
@@ -354,6 +383,93 @@ def test_room_is_looked_for_before_weights_move(server: Server, tmp_path: Path, 
     assert server.manners.sent < size / 3 or not ranges
 
 
+@pytest.mark.parametrize("piece", [b"H", b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: y\r\n"])
+def test_an_answer_that_never_begins_is_given_up(server: Server, piece: bytes) -> None:
+    server.manners.drip = piece
+    with pytest.raises(StoreError, match="5 connections in a row brought next to nothing") as caught:
+        server.download(head_s=0.1).fetch()
+    assert caught.value.cause is Cause.SOURCE
+
+
+def test_ranges_of_a_byte_are_no_progress(server: Server, tmp_path: Path) -> None:
+    server.serve(big_package(tmp_path))
+    server.manners.short = 1
+    with pytest.raises(StoreError, match="of 32768 bytes that were asked for it sends 1; 5 connections"):
+        server.install()
+    assert len(server.manners.asked) == 5
+    server.manners.short = 10_000
+    server.install()
+    assert [model.name for model in server.store.active()] == ["tiny"], "a server may send less than was asked for"
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_what_is_left_of_another_package_is_not_counted_as_room(server: Server, tmp_path: Path, ranges: bool) -> None:
+    server.serve(big_package(tmp_path))
+    server.manners.ranges, server.manners.breaks_after = ranges, 30_000 if ranges else 150_000
+    with pytest.raises(StoreError, match="next to nothing"):
+        server.install()
+    (partial,) = (tmp_path / "downloads").glob("*/partial/*")
+    partial.write_bytes(bytes(5_000_000))
+    partial.rename(partial.with_name("0" * 64))
+    server.manners.breaks_after, server.free = None, 200_000
+    server.serve(big_package(tmp_path, counter=2, seed=2))
+    with pytest.raises(StoreError, match="are needed for the download"):
+        server.install()
+    assert not list((tmp_path / "downloads").glob("*/partial/0000*"))
+
+
+def test_old_downloads_go_unless_one_is_at_work(tmp_path: Path) -> None:
+    old, busy, new = (tmp_path / name for name in ("old", "busy", "new"))
+    for folder in (old, busy, new):
+        folder.mkdir()
+        (folder / "blob").write_bytes(b"x")
+    for folder in (old, busy):
+        os.utime(folder, (0.0, time.time() - old_downloads.KEPT_S - 60.0))
+    with old_downloads.held(busy):
+        old_downloads.remove_old(tmp_path)
+    old_downloads.remove_old(tmp_path / "none")
+    assert not old.exists() and busy.exists() and new.exists()
+
+
+def test_the_limit_is_no_credit_for_a_source_that_stalled() -> None:
+    slept, now = [], [0.0]
+    pace = remote_file.Pace(TransferOptions(1000.0, sleep=slept.append, now_s=lambda: now[0]))
+    now[0] = 600.0
+    for _ in range(30):
+        pace.took(100)
+    assert sum(slept) > 0.0 and slept[-1] == pytest.approx(2.0), "3 s of data, 1 s of them free"
+
+
+def test_what_another_file_or_page_at_the_url_is(server: Server, tmp_path: Path) -> None:
+    """Of a package that is wanted by its digest, whatever else lies there is the fault of the source."""
+    package = big_package(tmp_path)
+    server.digest = package_digest(package)
+    data = server.serve(package)
+    place = data.index(b"\x01" * 1000)
+    portal = b"<html>" + b"x" * 100_000
+    for wrong in (portal, data[:-5000], data[: place + 7] + b"\x02" + data[place + 8 :]):
+        server.manners.files["/p.tar"] = wrong
+        with pytest.raises(PackageError) as caught:
+            server.install()
+        assert caught.value.cause is Cause.SOURCE, caught.value
+    server.manners.files["/p.tar"] = data
+    server.install()
+    done, total = server.told[-1]
+    assert done == total > 500_000, "progress was told"
+
+
+def test_a_signature_is_no_fault_of_the_source(server: Server, tmp_path: Path) -> None:
+    server.digest = package_digest(big_package(tmp_path))
+    server.serve(big_package(tmp_path))
+
+    def check(_package: Package) -> None:
+        raise SignatureError("signed by nobody", "release.dsse.json")
+
+    server.check = check
+    with pytest.raises(SignatureError, match="signed by nobody"):
+        server.install()
+
+
 def test_what_is_no_package_is_refused_by_its_first_bytes(server: Server, tmp_path: Path) -> None:
     (tmp_path / "page.html").write_text("<html>" + "x" * 100_000)
     server.serve(tmp_path / "page.html")
@@ -371,9 +487,9 @@ def test_the_operators_limit_holds(server: Server, tmp_path: Path) -> None:
         slept.append(seconds)
         now[0] += seconds
 
-    options = TransferOptions(100 * 1024, 5.0, sleep, lambda: now[0])
+    options = TransferOptions(100 * 1024, 5.0, sleep=sleep, now_s=lambda: now[0])
     downloads, store = tmp_path / "downloads", tmp_path / "store"
-    download = PackageDownload(f"{server.url}/p.tar", downloads, store, _trusted, options, RoomOptions(0))
+    download = PackageDownload(f"{server.url}/p.tar", downloads, store, options, Wishes(_trusted, RoomOptions(0)))
     download.fetch()
     assert (
         sum(slept) == pytest.approx(download.moved_bytes / (100 * 1024), rel=0.05) and download.moved_bytes > size / 2
