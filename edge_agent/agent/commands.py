@@ -55,6 +55,10 @@ class _Taken:
         self.answer = answer
 
 
+FetchedBytes = Callable[[int, int], None]
+"""Bytes that were fetched, and of how many."""
+
+
 class Operator(Protocol):
     """Changes to the store, carried out by another process, in `limit_s` seconds at most (None: the limit of orders);
     `app.StoreProcess`. Raises StoreError, PackageError."""
@@ -64,8 +68,11 @@ class Operator(Protocol):
         its index, whatever the file has become meanwhile."""
         ...
 
-    async def fetch(self, url: str, digest: str, limit_s: float | None = None) -> Mapping[str, Any]:
-        """Install the package with this digest of its index from an HTTP server."""
+    async def fetch(
+        self, url: str, digest: str, limit_s: float | None = None, progress: FetchedBytes | None = None
+    ) -> Mapping[str, Any]:
+        """Install the package with this digest of its index from a server. A download that was under way when its time
+        ran out fails with the cause SOURCE: what was fetched is kept, and says nothing against the package."""
         ...
 
     async def remove(self, model: str, adapter: str | None, limit_s: float | None = None) -> Mapping[str, Any]:

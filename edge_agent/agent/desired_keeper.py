@@ -43,13 +43,18 @@ SAVE_S = RESTART_S - 5.0
 """The time spent is saved this often; a restart costs RESTART_S, so no running time is lost."""
 REPORT_S = 300.0
 """The state is published again so often, for a broker that has lost it."""
+UNREAD_S = 600.0
+"""A saved state that the disk does not give is waited for so long."""
+PROGRESS_S = 15.0
+"""A download that goes on is a change to publish no more often than this: the message has all items in it."""
 
 
 class DesiredStorage(Protocol):
     """Keeps the desired state over restarts. Implemented by `store.desired_file.DesiredFile`."""
 
     def read(self) -> DesiredState | None:
-        """What was saved last; None where there is nothing that can be read."""
+        """What was saved last; None where there is nothing, or nothing that makes sense. Raises StoreError where the
+        disk does not give it now."""
         ...
 
     def write(self, state: DesiredState) -> None:
@@ -111,14 +116,16 @@ class DesiredKeeper:
         self._stopped: asyncio.Task[None] | None = None
         self._not_taken: NotTaken | None = None
         self._connected = False
-        self._reported: tuple[float, object] | None = None
+        self._reported: tuple[float, object, object] | None = None
         # What of the state is on the disk: the items, and the time spent.
         self._saved: tuple[object, float] | None = None
         self._trouble = ""
-        self._state = storage.read()
-        self._announced = None if self._state is None else (self._state.version, self._state.summary)
-        if self._state is not None:
-            self._state.restarted(context.clock.wall_s())
+        self._state: DesiredState | None = None
+        self._announced: tuple[int, ItemState] | None = None
+        # Until when the file is waited for, when it is tried again, and the message that waits with it.
+        self._unread: tuple[float, float] | None = (context.clock.monotonic_s() + UNREAD_S, 0.0)
+        self._waiting: Inbound | None = None
+        self._read_saved()
 
     @property
     def state(self) -> DesiredState | None:
@@ -148,6 +155,9 @@ class DesiredKeeper:
 
     def receive(self, message: Inbound) -> None:
         """A message on the desired topic: the broker's retained one, a new one, a duplicate, or an old one."""
+        if self._unread is not None:
+            self._waiting = message  # the newest: the broker retains no more either
+            return
         decoded = decode_desired(message)
         if decoded is None:
             self._withdraw()
@@ -158,6 +168,7 @@ class DesiredKeeper:
 
     def tick(self) -> None:
         """Look at the store and the sources; begin what can be begun, save and publish what has changed."""
+        self._read_saved()
         self._take_scan()
         self._end_attempt()
         around, state = self._around(), self._state
@@ -169,6 +180,28 @@ class DesiredKeeper:
             self._look_for_packages(state)
             self._announce_end(state)
         self._publish_if_due()
+
+    def _read_saved(self) -> None:
+        """Go on with what was saved. A disk that does not give it now is asked again for a while: to begin anew would
+        forget the versions below which nothing is taken, and the attempts that were cut off."""
+        now_s = self._context.clock.monotonic_s()
+        if self._unread is None or now_s < self._unread[1]:
+            return
+        try:
+            self._state = self._storage.read()
+        except EdgeError as error:
+            if now_s < self._unread[0]:
+                self._unread = (self._unread[0], now_s + SCAN_S)
+                self._refuse(None, f"the state that was saved is waited for: {error}")
+                return
+            log.warning("how far the desired state was is not known; the broker's message begins anew: %s", error)
+        self._unread, self._not_taken = None, None
+        if self._state is not None:
+            self._announced = (self._state.version, self._state.summary)
+            self._state.restarted(self._context.clock.wall_s())
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            self.receive(waiting)
 
     # ---- what arrives ----------------------------------------------------------------------------------------------
 
@@ -235,7 +268,13 @@ class DesiredKeeper:
             self._file = found
             await self._operator.install(found, attempt.limit_s, digest)
         else:
-            await self._operator.fetch(urls[number - (found is not None)], digest, attempt.limit_s)
+            state, url = self._state, urls[number - (found is not None)]
+
+            def progress(done: int, total: int) -> None:
+                if state is not None:
+                    state.fetching(attempt.wanted, done, total)
+
+            await self._operator.fetch(url, digest, attempt.limit_s, progress)
 
     def _sources(self) -> Mapping[str, tuple[str, ...]]:
         return {} if self._state is None else self._state.terms.sources
@@ -334,9 +373,13 @@ class DesiredKeeper:
         came, self._connected = connected and not self._connected, connected
         if not connected:
             return
-        if came or self._reported is None or self._reported[1] != marks or now_s - self._reported[0] >= REPORT_S:
-            self._reported = (now_s, marks)
-            self._report(self._state, self._installed, self._not_taken)
+        progress = () if self._state is None else tuple(one.fetched for one in self._state.items)
+        if not came and self._reported is not None and self._reported[1] == marks:
+            pause_s = REPORT_S if self._reported[2] == progress else PROGRESS_S
+            if now_s - self._reported[0] < pause_s:
+                return
+        self._reported = (now_s, marks, progress)
+        self._report(self._state, self._installed, self._not_taken)
 
 
 def _note_stopped(task: asyncio.Task[None]) -> None:

@@ -472,6 +472,9 @@ def _reported_item(item: Item, until_s: float) -> messages.ReportedItem:
         cause=None if item.cause is None else item.cause.value,
         next=item.next or None,
         until=None if item.ended else until_s,
+        progress=None
+        if item.fetched is None
+        else messages.FetchProgress(fetched_bytes=item.fetched[0], total_bytes=item.fetched[1]),
     )
 
 

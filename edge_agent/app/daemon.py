@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from edge_agent import __version__
 from edge_agent.actuators.clock_cap import ClockCap
 from edge_agent.agent.canary import CanaryProber
-from edge_agent.agent.commands import Commands
+from edge_agent.agent.commands import Commands, FetchedBytes
 from edge_agent.agent.context import AckWindow, Context, full_grant
 from edge_agent.agent.context_sizing import Sizer
 from edge_agent.agent.desired_keeper import DesiredKeeper
@@ -45,7 +45,7 @@ from edge_agent.base.causes import Cause
 from edge_agent.base.child_python import child_environment, module_command
 from edge_agent.base.clock import SystemClock
 from edge_agent.base.errors import StoreError, WorkerError
-from edge_agent.base.limits import ORDER_END_S, ORDER_S
+from edge_agent.base.limits import KIB, ORDER_END_S, ORDER_S
 from edge_agent.base.shown_text import one_line
 from edge_agent.bundle.gguf_header import header_at
 from edge_agent.config.load import device_id, load
@@ -68,6 +68,7 @@ from edge_agent.store.desired_file import DesiredFile
 from edge_agent.store.footprint_cache import FootprintFile
 from edge_agent.store.inbox_packages import InboxPackages, file_mark
 from edge_agent.store.model_store import ModelStore
+from edge_agent.store.old_downloads import DOWNLOADS, remove_old
 from edge_agent.store.retained_topics import RetainedFile
 from edge_agent.store.state_folder import DaemonHold, be_owner, check_interpreter
 from edge_agent.worker.one_shot import ask_backends
@@ -79,7 +80,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("edge_agent")
 SAYS, SAID_CHARS = "edge-agent: ", 500
 """How a command's last sentence begins, and how much of it an order is answered with."""
+KEPT_BYTES = 64 * KIB
+"""Of what a command says on its way, the end is kept."""
 JTOP_RETRY_S = 30.0
+DOWNLOADS_S = 6 * 3600.0
 
 
 class JournalFormatter(logging.Formatter):
@@ -182,10 +186,23 @@ def build(
     store = StoreProcess(config, settings.store.inbox_path)
     commands = Commands(context, manager, store, lambda: builder.diagnosis(manager.served_models, host.readings))
     desired = _desired(settings, context, library, store, publisher)
-    intake_options = IntakeOptions(settings.limits.queue_jobs, wiring.bounds(settings), desired.receive)
+    intake_options = IntakeOptions(settings.limits.queue_jobs, wiring.bounds(settings), desired[0].receive)
     intake = Intake(context, intake_options, manager, server, events, commands)
     keepers = StateKeeper(context, hold, library, trouble), CodeWatch(context, hold.code, code_stamp)
-    return Agent(context, manager, server, intake, governor_loop, reporter, [guard, canary, desired, *keepers])
+    return Agent(context, manager, server, intake, governor_loop, reporter, [guard, canary, *desired, *keepers])
+
+
+class DownloadKeeper:
+    """Deletes downloads that were begun long ago and never finished. Implements `agent.loop.Background`."""
+
+    def __init__(self, downloads: Path) -> None:
+        self._downloads = downloads
+
+    async def run(self) -> None:
+        """Look now and every `DOWNLOADS_S`, until cancelled."""
+        while True:
+            await asyncio.to_thread(remove_old, self._downloads)
+            await asyncio.sleep(DOWNLOADS_S)
 
 
 def _trace_reports(
@@ -200,9 +217,10 @@ def _trace_reports(
 
 def _desired(
     settings: Settings, context: Context, library: ModelStore, store: StoreProcess, publisher: Publisher
-) -> DesiredKeeper:
+) -> tuple[DesiredKeeper, DownloadKeeper]:
     inbox, storage = InboxSource(settings.store.inbox_path), DesiredFile(settings.store.state_dir)
-    return DesiredKeeper(context, library.packages, store, inbox, storage, publisher.reported)
+    keeper = DesiredKeeper(context, library.packages, store, inbox, storage, publisher.reported)
+    return keeper, DownloadKeeper(settings.store.state_dir / DOWNLOADS)
 
 
 def _transport(settings: Settings, topics: Topics, will: Outbound) -> MqttTransport:
@@ -287,9 +305,12 @@ class StoreProcess:
             await asyncio.to_thread(self._clear, path)
         return report
 
-    async def fetch(self, url: str, digest: str, limit_s: float | None = None) -> Mapping[str, Any]:
+    async def fetch(
+        self, url: str, digest: str, limit_s: float | None = None, progress: FetchedBytes | None = None
+    ) -> Mapping[str, Any]:
         """See `commands.Operator`; the URL has been checked where it arrived, and is by the command."""
-        return await self._run(limit_s, "install", url, "--digest", digest)
+        steps = CommandSteps(progress)
+        return await self._run(limit_s, "install", url, "--digest", digest, "--progress", steps=steps)
 
     def _clear(self, package: Path) -> None:
         """Remove an installed package from the incoming folder: its bytes are in the store, and a small disk has no
@@ -310,7 +331,10 @@ class StoreProcess:
         """See `commands.Operator`."""
         return await self._run(limit_s, "rollback", model)
 
-    async def _run(self, limit_s: float | None, verb: str, *arguments: str) -> Mapping[str, Any]:
+    async def _run(
+        self, limit_s: float | None, verb: str, *arguments: str, steps: CommandSteps | None = None
+    ) -> Mapping[str, Any]:
+        steps = steps or CommandSteps()
         order_s = self._order_s if limit_s is None else min(limit_s, self._order_s)
         command = module_command("edge_agent", verb, "--json", *arguments)
         if self._config is not None:
@@ -325,7 +349,7 @@ class StoreProcess:
         except OSError as error:
             raise StoreError(f"cannot be started: {error.strerror}", f"edge-agent {verb}", "try again later") from error
         try:
-            out, err = await asyncio.wait_for(process.communicate(), order_s)
+            out, err = await asyncio.wait_for(steps.communicate(process), order_s)
         except asyncio.CancelledError:
             # Whoever cancels waits for the end: until then the store and the download are held.
             await _ended(process)
@@ -338,13 +362,49 @@ class StoreProcess:
                 "run the command on the device, where it has no limit of time"
                 if limit_s is None
                 else "publish a higher version with a larger policy.within_s",
-                Cause.EXPIRED,
+                Cause.SOURCE if steps.fetching else Cause.EXPIRED,
             ) from error
         if process.returncode != 0:
             text = _sentence(err) or f"exit code {process.returncode}"
             raise StoreError(text, f"edge-agent {verb}", cause=_cause(out))
         report: Mapping[str, Any] = json.loads(out)
         return report
+
+
+class CommandSteps:
+    """Reads what a command says while it works: `install --progress` writes a line of JSON for each step."""
+
+    def __init__(self, fetched: FetchedBytes | None = None) -> None:
+        self.fetching = False
+        self._fetched = fetched
+
+    async def communicate(self, process: asyncio.subprocess.Process) -> tuple[bytes, bytes]:
+        """As the method of `Process`, of which the steps are left out; the end of what was said is kept."""
+        if process.stdout is None or process.stderr is None:
+            return b"", b""
+        out, err = await asyncio.gather(process.stdout.read(), self._listen(process.stderr))
+        await process.wait()
+        return out, err
+
+    async def _listen(self, stream: asyncio.StreamReader) -> bytes:
+        said, rest = b"", b""
+        while chunk := await stream.read(4096):
+            *lines, rest = (rest + chunk).split(b"\n")
+            rest = rest[-KEPT_BYTES:]
+            for line in lines:
+                if not self._is_step(line):
+                    said = (said + line + b"\n")[-KEPT_BYTES:]
+        return said + rest
+
+    def _is_step(self, line: bytes) -> bool:
+        if not line.startswith(b'{"step"'):
+            return False
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            step = json.loads(line)
+            self.fetching = step["step"] == "fetching"
+            if self.fetching and self._fetched is not None:
+                self._fetched(int(step["done_bytes"]), int(step["total_bytes"]))
+        return True
 
 
 def _cause(out: bytes) -> Cause:

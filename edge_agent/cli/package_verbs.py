@@ -6,12 +6,21 @@ A file of its own because with all others in one the verbs are more than 600 lin
 from __future__ import annotations
 
 import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from edge_agent.base.errors import UsageError
 from edge_agent.base.terminal import print_json
+from edge_agent.base.units import bytes_text
 from edge_agent.cli.common_options import config_option
+
+STEP_S = 1.0
+"""Between two lines on the progress of one step."""
 
 
 def add_package_verbs(verbs: Any) -> None:
@@ -28,6 +37,10 @@ def add_package_verbs(verbs: Any) -> None:
     verb.add_argument("--digest", metavar="sha256:HEX", help="of its index: another package is refused (default: any)")
     verb.add_argument("--again", action="store_true", help="try a package whose trials were cut off three times")
     verb.add_argument("--json", action="store_true", help="as JSON (default: lines for people)")
+    verb.add_argument(
+        "--progress", action="store_true",
+        help="each step as a line of JSON on standard error, at most one a second (default: shown on a terminal alone)",
+    )  # fmt: skip
     verb.set_defaults(verb=install)
     verb = verbs.add_parser("models", help="what is installed")
     config_option(verb)
@@ -49,19 +62,58 @@ def add_package_verbs(verbs: Any) -> None:
     verb.set_defaults(verb=remove)
 
 
+class InstallSteps:
+    """Tells the steps of an install; a `Progress`. On a terminal one line that is written over, else nothing, unless
+    they are wanted as JSON."""
+
+    def __init__(self, stream: TextIO, *, as_json: bool, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._stream, self._as_json, self._now_s = stream, as_json, now_s
+        self._shown = ("", -math.inf)
+        self._wide = 0
+
+    def __call__(self, step: str, done: int, total: int) -> None:
+        """See `Progress`."""
+        now_s = self._now_s()
+        if step == self._shown[0] and now_s - self._shown[1] < STEP_S and done < total:
+            return
+        self._shown = (step, now_s)
+        if self._as_json:
+            line = {"step": step, "done_bytes": done, "total_bytes": total}
+            print(json.dumps(line), file=self._stream, flush=True)
+        elif self._stream.isatty():
+            text = f"{step} {bytes_text(done)} of {bytes_text(total)}" if total else step
+            self._write(text)
+
+    def end(self) -> None:
+        """The line goes: what follows is the report, or the reason."""
+        if self._wide:
+            self._write("")
+            self._stream.write("\r")
+            self._stream.flush()
+
+    def _write(self, text: str) -> None:
+        self._stream.write(f"\r{text.ljust(self._wide)}")
+        self._stream.flush()
+        self._wide = len(text)
+
+
 def install(options: argparse.Namespace) -> int:
     """Verify, probe and activate a package."""
     from edge_agent.app.packages import install, install_url, install_waiting
 
+    steps = InstallSteps(sys.stderr, as_json=options.progress)
     if options.folder is not None:
         if options.digest is not None:
             raise UsageError("--digest is of one package, and --from takes all of a folder")
         report = install_waiting(options.config, options.folder)
         return _print_report(report, options.json) or (1 if report["refused"] else 0)
-    if "://" in options.package:
-        report = install_url(options.config, options.package, options.digest, again=options.again)
-        return _print_report(report, options.json)
-    report = install(options.config, Path(options.package), again=options.again, digest=options.digest)
+    try:
+        if "://" in options.package:
+            report = install_url(options.config, options.package, options.digest, steps, options.again)
+        else:
+            report = install(options.config, Path(options.package), steps, options.again, options.digest)
+    finally:
+        steps.end()
     return _print_report(report, options.json)
 
 

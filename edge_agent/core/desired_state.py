@@ -142,7 +142,8 @@ class InstalledPackages:
 class Item:
     """The state of one thing. `since_s` is wall time, of the state as it is reported; `reason` says why it was refused
     or rolled back, or what the last attempt met; `trials`: attempts that failed for a cause that counts; `again_s` is
-    monotonic; `next` says what happens next while it is pending."""
+    monotonic; `next` says what happens next while it is pending; `fetched`: bytes of its package that the attempt under
+    way has fetched, and of how many, where it tells."""
 
     wanted: Wanted
     state: ItemState = ItemState.PENDING
@@ -154,6 +155,7 @@ class Item:
     trials: int = 0
     again_s: float = -math.inf
     next: str = ""
+    fetched: tuple[int, int] | None = None
 
     @property
     def ended(self) -> bool:
@@ -165,6 +167,7 @@ class Item:
         after = TRANSITIONS[self.state].get(event)
         if after is None:
             raise ValueError(f"{event.value!r} cannot happen to what is {self.state.value}")
+        self.fetched = None
         if after in ENDED:
             self.next = ""
         if after in ENDED or self.state in ENDED:
@@ -187,6 +190,10 @@ class Item:
         self.move(ItemEvent.BEGUN, wall_s)
         self.attempts += 1
         self.next = what
+
+    def fetching(self, done: int, total: int) -> None:
+        """The attempt under way has fetched `done` of `total` bytes."""
+        self.fetched = (done, total)
 
     def failed(self, cause: Cause, reason: str, now_s: float, wall_s: float, sources: int = 1) -> None:
         """The attempt ended without effect; it is refused, or tried again later. `sources`: how many there are."""
@@ -346,6 +353,12 @@ class DesiredState:
             cause, reason = Cause.STORE, "whether it was done is not known: the store cannot be read"
         sources = 1 + len(self.terms.sources.get(wanted.package or "", ()))
         item.failed(cause, reason, around.now_s, around.wall_s, sources)
+
+    def fetching(self, wanted: Wanted, done: int, total: int) -> None:
+        """How far the download of an attempt under way is; nothing where the attempt is over."""
+        for item in self.items:
+            if item.wanted == wanted and item.state is ItemState.WORKING:
+                item.fetching(done, total)
 
     def withdraw(self, wall_s: float) -> None:
         """Nobody wants this version any more: what has not ended is refused. An attempt under way must have been

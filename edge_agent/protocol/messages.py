@@ -435,12 +435,19 @@ class Models(Struct, frozen=True, kw_only=True):
     models: list[ModelEntry]
 
 
+class FetchProgress(Struct, frozen=True, kw_only=True):
+    """How much of a package was fetched by the attempt under way, of what had to be fetched."""
+
+    fetched_bytes: int
+    total_bytes: int
+
+
 class ReportedItem(Struct, frozen=True, kw_only=True):
     """How far one thing is that `desired` names: `adapter` null is the model itself, `package` null asks for removal.
 
     `since` is the wall clock when the state began. `reason` and `cause` say why it was refused or rolled back, or what
     the last attempt met; `next` what happens next, and `until` when it has ended at the latest if the device runs, both
-    while it is pending.
+    while it is pending; `progress` how far its download is, while one is under way.
     """
 
     model: str
@@ -453,6 +460,7 @@ class ReportedItem(Struct, frozen=True, kw_only=True):
     cause: str | None = None
     next: str | None = None
     until: float | None = None
+    progress: FetchProgress | None = None
 
 
 class InstalledEntry(Struct, frozen=True, kw_only=True):

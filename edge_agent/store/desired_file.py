@@ -1,7 +1,8 @@
 """The newest version of `desired` and how far the device is with it, in one file of the state folder.
 
 It carries the running time that was spent and the attempts that were made over restarts, and the version below which
-nothing is taken. Where the file is missing or damaged, the broker's retained message begins anew.
+nothing is taken. Where the file is missing or damaged, the broker's retained message begins anew; a disk that does not
+give it now may give it later.
 
 A file of its own because it is a file of the daemon's: installs and the record of the store do not touch it.
 """
@@ -16,7 +17,7 @@ from msgspec import Meta, field
 
 from edge_agent.base import limits
 from edge_agent.base.causes import Cause
-from edge_agent.base.errors import EdgeError
+from edge_agent.base.errors import EdgeError, StoreError
 from edge_agent.bundle.jsonio import Document, decode, encode
 from edge_agent.core.desired_state import MOST_ITEMS, DesiredState, Item, ItemState, Terms, Wanted
 from edge_agent.store.disk import replace_file, translated
@@ -24,6 +25,8 @@ from edge_agent.store.disk import replace_file, translated
 log = logging.getLogger("edge_agent.store")
 DESIRED_FILE = "desired.json"
 DESIRED_BYTES = limits.MIB
+REASON_CHARS = (2000, 100, 0)
+"""Of each reason, the first of these with which the file is not too large."""
 
 
 class _Item(Document, frozen=True, kw_only=True):
@@ -66,7 +69,9 @@ class DesiredFile:
             found = decode(self._path.read_bytes(), _Desired, str(self._path), DESIRED_BYTES)
         except FileNotFoundError:
             return None
-        except (OSError, EdgeError) as error:
+        except OSError as error:
+            raise StoreError(f"cannot be read: {error.strerror or error}", str(self._path)) from error
+        except EdgeError as error:
             log.warning("how far the desired state was is not known; the broker's message begins anew: %s", error)
             return None
         items = [
@@ -91,7 +96,17 @@ class DesiredFile:
         )
 
     def write(self, state: DesiredState) -> None:
-        """See `desired_keeper.DesiredStorage`."""
+        """See `desired_keeper.DesiredStorage`. Reasons are cut where the file would be larger than is read again."""
+        for most in REASON_CHARS:
+            data = self._encoded(state, most)
+            if len(data) <= DESIRED_BYTES:
+                break
+        else:
+            raise StoreError(f"it would have {len(data)} bytes, at most {DESIRED_BYTES} are read", str(self._path))
+        with translated(self._path.parent):
+            replace_file(self._path, data)
+
+    def _encoded(self, state: DesiredState, reason_chars: int) -> bytes:
         items = tuple(
             _Item(
                 model=one.wanted.model,
@@ -99,7 +114,7 @@ class DesiredFile:
                 package=one.wanted.package,
                 state=one.state,
                 since_s=one.since_s,
-                reason=one.reason,
+                reason=one.reason[:reason_chars],
                 cause=one.cause,
                 attempts=one.attempts,
                 cut_off=one.cut_off,
@@ -116,5 +131,4 @@ class DesiredFile:
             remove_others=state.terms.remove_others,
             sources=dict(state.terms.sources),
         )
-        with translated(self._path.parent):
-            replace_file(self._path, encode(body))
+        return encode(body)

@@ -11,6 +11,7 @@ A file of its own because it knows HTTP and nothing of packages. The daemon neve
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import os
 import re
@@ -84,7 +85,7 @@ class _SourceFailed(Exception):
     """The connection is of no use any more; another one may be."""
 
 
-class Pace:
+class TransferPace:
     """Counts what is read of bodies, and keeps to the operator's limit, over all files of one download."""
 
     def __init__(self, options: TransferOptions) -> None:
@@ -123,7 +124,8 @@ class HeadLimit:
         self._limit_s = limit_s
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
-        self._timer: threading.Timer | None = None
+        self._begun = threading.Event()
+        self._waiting: threading.Thread | None = None
 
     def watch(self, connected: socket.socket) -> socket.socket:
         """A connection was made. It is held by a descriptor of its own: TLS takes the first one over."""
@@ -135,19 +137,21 @@ class HeadLimit:
 
     def __enter__(self) -> HeadLimit:
         self.over = False
-        self._timer = threading.Timer(self._limit_s, self._end)
-        self._timer.daemon = True
-        self._timer.start()
+        self._begun.clear()
+        self._waiting = threading.Thread(target=self._wait, name="head-limit", daemon=True)
+        self._waiting.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer.join()
+        self._begun.set()
+        if self._waiting is not None:
+            self._waiting.join()
         while self._sockets:
             self._sockets.pop().close()
 
-    def _end(self) -> None:
+    def _wait(self) -> None:
+        if self._begun.wait(self._limit_s):
+            return
         with self._lock:
             self.over = True
             for one in self._sockets:
@@ -161,7 +165,7 @@ class _WatchedHttp(urllib.request.HTTPHandler):
         self._limit = limit
 
     def http_open(self, req: urllib.request.Request) -> Any:
-        return self.do_open(_watched(http.client.HTTPConnection, self._limit), req)
+        return self.do_open(functools.partial(_Connection, self._limit), req)
 
 
 class _WatchedHttps(urllib.request.HTTPSHandler):
@@ -170,19 +174,24 @@ class _WatchedHttps(urllib.request.HTTPSHandler):
         self._limit = limit
 
     def https_open(self, req: urllib.request.Request) -> Any:
-        return self.do_open(_watched(http.client.HTTPSConnection, self._limit), req)
+        return self.do_open(functools.partial(_TlsConnection, self._limit), req)
 
 
-def _watched(kind: Any, limit: HeadLimit) -> Any:
-    """A maker of connections which tells `limit` of each as soon as there is a socket, before TLS speaks."""
+class _Connection(http.client.HTTPConnection):
+    """Tells `limit` of itself as soon as there is a socket."""
 
-    def make(host: str, **options: Any) -> Any:
-        connection = kind(host, **options)
-        create = connection._create_connection
-        connection._create_connection = lambda *place, **more: limit.watch(create(*place, **more))
-        return connection
+    def __init__(self, limit: HeadLimit, *place: Any, **options: Any) -> None:
+        super().__init__(*place, **options)
+        # No public way reaches the socket before TLS speaks on it.
+        self._create_connection = lambda *to, **more: limit.watch(socket.create_connection(*to, **more))
 
-    return make
+
+class _TlsConnection(http.client.HTTPSConnection):
+    """Tells `limit` of itself as soon as there is a socket."""
+
+    def __init__(self, limit: HeadLimit, *place: Any, **options: Any) -> None:
+        super().__init__(*place, **options)
+        self._create_connection = lambda *to, **more: limit.watch(socket.create_connection(*to, **more))
 
 
 def opener(limit: HeadLimit) -> urllib.request.OpenerDirector:
@@ -215,14 +224,14 @@ class RemoteFile:
     """The file at `url`. `total_bytes` and `ranges` are known after `open`; `moved_bytes`: what was read of bodies."""
 
     def __init__(
-        self, url: str, options: TransferOptions, pace: Pace | None = None, access: Access | None = None
+        self, url: str, options: TransferOptions, pace: TransferPace | None = None, access: Access | None = None
     ) -> None:
         """`pace`: shared by the files of one download; `access`: where the server asks who wants it."""
         self.url = check_url(url)
         self.position = 0
         self.total_bytes = 0
         self.ranges = False
-        self._pace = pace or Pace(options)
+        self._pace = pace or TransferPace(options)
         self._access = access
         self._options = options
         self._limit = HeadLimit(options.head_s)

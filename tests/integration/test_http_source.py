@@ -139,7 +139,7 @@ class Server:
     check: Callable[[Package], None] = lambda package: _trusted(package)  # noqa: PLW0108 - defined below
     free: int = 1 << 40
     digest: str | None = None
-    told: Told = field(default_factory=lambda: Told())
+    told: Told = field(default_factory=Told)
 
     def download(self, name: str = "p.tar", **transfer: Any) -> PackageDownload:
         """A download of that file, which sleeps nowhere."""
@@ -433,7 +433,7 @@ def test_old_downloads_go_unless_one_is_at_work(tmp_path: Path) -> None:
 
 def test_the_limit_is_no_credit_for_a_source_that_stalled() -> None:
     slept, now = [], [0.0]
-    pace = remote_file.Pace(TransferOptions(1000.0, sleep=slept.append, now_s=lambda: now[0]))
+    pace = remote_file.TransferPace(TransferOptions(1000.0, sleep=slept.append, now_s=lambda: now[0]))
     now[0] = 600.0
     for _ in range(30):
         pace.took(100)

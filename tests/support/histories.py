@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from edge_agent.agent.commands import FetchedBytes
 from edge_agent.agent.context import AckWindow, Context, full_grant
 from edge_agent.agent.desired_keeper import DesiredKeeper
 from edge_agent.agent.device_reporter import Publisher
@@ -225,7 +226,9 @@ class Life:
 
         return await self._child(work, limit_s)
 
-    async def fetch(self, url: str, digest: str, limit_s: float | None = None) -> Mapping[str, Any]:
+    async def fetch(
+        self, url: str, digest: str, limit_s: float | None = None, progress: FetchedBytes | None = None
+    ) -> Mapping[str, Any]:
         """See `commands.Operator`; the server may be away."""
         history = self.history
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from edge_agent.agent.canary import CanaryProber
-from edge_agent.agent.commands import Commands
+from edge_agent.agent.commands import Commands, FetchedBytes
 from edge_agent.agent.context import AckWindow, Context, full_grant
 from edge_agent.agent.context_sizing import LoadPlan, Sizer
 from edge_agent.agent.desired_keeper import DesiredKeeper
@@ -69,7 +69,9 @@ class FakeOperator:
         """See `Operator`."""
         return await self._do("install", package)
 
-    async def fetch(self, url: str, digest: str, limit_s: float | None = None) -> Mapping[str, Any]:
+    async def fetch(
+        self, url: str, digest: str, limit_s: float | None = None, progress: FetchedBytes | None = None
+    ) -> Mapping[str, Any]:
         """See `Operator`."""
         return await self._do("fetch", url)
 

@@ -8,9 +8,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from edge_agent.agent.commands import FetchedBytes
 from edge_agent.base.causes import Cause
 from edge_agent.base.errors import StoreError
-from edge_agent.core.desired_state import DesiredState, ItemState
+from edge_agent.core.desired_state import MOST_ITEMS, DesiredState, Item, ItemState, Terms, Wanted
 from edge_agent.protocol.envelope import Inbound
 from edge_agent.store.desired_file import DesiredFile
 from tests.support.fakes import FakeLibrary, a_model, a_variant
@@ -43,6 +44,7 @@ class Installer:
         self.calls: list[tuple[Any, ...]] = []
         self.faults: list[Exception] = []
         self.ends_s = 0.0
+        self.fetched: tuple[int, ...] = ()
 
     async def install(self, package: str, limit_s: float | None = None, digest: str | None = None) -> Mapping[str, Any]:
         """See `Operator`."""
@@ -50,8 +52,14 @@ class Installer:
         self.library.install(a_model("m", a_variant(package[0] * 64)))
         return {}
 
-    async def fetch(self, url: str, digest: str, limit_s: float | None = None) -> Mapping[str, Any]:
+    async def fetch(
+        self, url: str, digest: str, limit_s: float | None = None, progress: FetchedBytes | None = None
+    ) -> Mapping[str, Any]:
         """See `Operator`."""
+        if progress is not None:
+            for done in self.fetched:
+                progress(done, 1000)
+                await later(1.0)
         await self._spend("fetch", url, limit_s)
         self.library.install(a_model("m", a_variant(digest[7:])))
         return {}
@@ -82,6 +90,13 @@ class FullDisk(DesiredFile):
     """A file whose disk is full while `full` is set."""
 
     full = False
+    unreadable = False
+
+    def read(self) -> DesiredState | None:
+        """See `DesiredStorage`."""
+        if self.unreadable:
+            raise StoreError("cannot be read: Input/output error", "desired.json")
+        return super().read()
 
     def write(self, state: DesiredState) -> None:
         """See `DesiredStorage`."""
@@ -112,6 +127,11 @@ def reported(device: Device) -> dict[str, Any]:
     return body
 
 
+def every_reported(device: Device) -> list[dict[str, Any]]:
+    topic = f"{PREFIX}/{NAME}/reported"
+    return [json.loads(one.payload) for one in device.transport.published if one.topic == topic]
+
+
 async def pass_s(device: Device, seconds: int) -> None:
     for _ in range(seconds):
         device.desired.tick()
@@ -133,7 +153,7 @@ def test_a_package_that_is_there_is_installed_and_reported(tmp_path: Path) -> No
         assert (last["version"], last["state"]) == (7, "applied")
         assert last["items"][0] | {"since": 0} == {
             "model": "m", "adapter": None, "package": P1, "state": "applied", "since": 0, "attempts": 1,
-            "reason": None, "cause": None, "next": None, "until": None,
+            "reason": None, "cause": None, "next": None, "until": None, "progress": None,
         }  # fmt: skip
         assert last["installed"] == [{"model": "m", "adapter": None, "package": P1}]
         (call,) = device.operator.calls
@@ -403,6 +423,56 @@ def test_reported_fits_a_message_whatever_is_named(tmp_path: Path) -> None:
         assert len(found.payload) <= 128 * 1024 and len(json.loads(found.payload)["items"]) == 127
 
     Device.run(scenario, ports=parts(tmp_path))
+
+
+def test_a_download_is_followed_without_flooding_the_broker(tmp_path: Path) -> None:
+    ports = parts(tmp_path)
+    ports["operator"].fetched, ports["operator"].takes_s = tuple(range(0, 1000, 5)), 1.0
+
+    async def scenario(device: Device) -> None:
+        await device.intake.take(message(1, sources=[{"package": P1, "url": "http://a/p.tar"}]))
+        await pass_s(device, 100)
+        steps = [one["items"][0]["progress"] for one in every_reported(device) if one["items"]]
+        told = [step["fetched_bytes"] for step in steps if step is not None]
+        assert told == sorted(set(told)) and 5 <= len(told) <= 100 / 15 + 2
+        assert all(step is None or step["total_bytes"] == 1000 for step in steps)
+        await pass_s(device, 200)
+        assert reported(device)["state"] == "applied" and reported(device)["items"][0]["progress"] is None
+
+    Device.run(scenario, ports=ports)
+
+
+def test_a_state_that_the_disk_does_not_give_now_is_waited_for(tmp_path: Path) -> None:
+    async def first(device: Device) -> None:
+        await device.intake.take(message(7))
+        await pass_s(device, 5)
+
+    Device.run(first, ports=parts(tmp_path, P1))
+    for seconds, version in ((60, 7), (700, 5)):
+        ports = parts(tmp_path, P1)
+        ports["desired"].unreadable = True
+        ports["library"].install(a_model("m", a_variant(P1[7:])))
+
+        async def scenario(
+            device: Device, seconds: int = seconds, version: int = version, ports: dict[str, Any] = ports
+        ) -> None:
+            await device.intake.take(message(5, P2))
+            await pass_s(device, 1)
+            assert reported(device)["version"] is None and "cannot be read" in reported(device)["not_taken"]["reason"]
+            await pass_s(device, seconds)
+            ports["desired"].unreadable = False
+            await pass_s(device, 15)
+            assert reported(device)["version"] == version, "after a long wait the broker's message begins anew"
+
+        Device.run(scenario, ports=ports)
+
+
+def test_the_file_is_never_larger_than_is_read_again(tmp_path: Path) -> None:
+    items = [Item(Wanted(f"{'m' * 60}{number}", "a" * 64, P1), reason="\u20ac" * 3000) for number in range(MOST_ITEMS)]
+    state = DesiredState(1, Terms(60.0), items, fingerprint="f" * 64)
+    DesiredFile(tmp_path).write(state)
+    read = DesiredFile(tmp_path).read()
+    assert read is not None and len(read.items) == MOST_ITEMS and read.items[0].reason == "\u20ac" * 100
 
 
 def test_a_file_that_cannot_be_read_lets_the_brokers_message_begin_anew(tmp_path: Path) -> None:

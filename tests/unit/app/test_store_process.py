@@ -11,6 +11,7 @@ import pytest
 
 from edge_agent.app import daemon
 from edge_agent.app.daemon import StoreProcess
+from edge_agent.base.causes import Cause
 from edge_agent.base.errors import StoreError
 from tests.support.mqtt import until
 
@@ -74,6 +75,30 @@ def test_an_order_that_is_given_up_has_ended_before_the_next(monkeypatch: pytest
             os.kill(int(note.read_text()), 0)
 
     asyncio.run(run())
+
+
+STEP = """print('{"step": "%s", "done_bytes": %d, "total_bytes": 9}', file=sys.stderr, flush=True); """
+
+
+def test_the_steps_of_a_download_are_heard_and_its_end_in_them_is_the_sources(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(daemon, "ORDER_END_S", 0.5)
+    begin = "import sys, time; print('noise', file=sys.stderr); " + STEP % ("fetching", 3) + STEP % ("fetching", 7)
+    for more, cause in (("", Cause.SOURCE), (STEP % ("probing", 0), Cause.EXPIRED)):
+        program = begin + more + "time.sleep(600)"
+        monkeypatch.setattr(daemon, "module_command", lambda *_, program=program: [sys.executable, "-c", program])
+        heard: list[tuple[int, int]] = []
+        with pytest.raises(StoreError, match="ended after 2 s") as caught:
+            store = StoreProcess(None, tmp_path, 2.0)
+            asyncio.run(
+                store.fetch("http://x/p.tar", "sha256:0", progress=lambda *step, heard=heard: heard.append(step))
+            )
+        assert caught.value.cause is cause and heard == [(3, 9), (7, 9)]
+    program = begin + "sys.exit('edge-agent: the server answers 404')"
+    monkeypatch.setattr(daemon, "module_command", lambda *_: [sys.executable, "-c", program])
+    with pytest.raises(StoreError, match="the server answers 404"):
+        asyncio.run(StoreProcess(None, tmp_path).fetch("http://x/p.tar", "sha256:0"))
 
 
 def test_an_order_that_says_nothing_is_told_by_its_exit_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
