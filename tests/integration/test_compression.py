@@ -11,7 +11,7 @@ from edge_agent.base.errors import ConfigError
 from edge_forge.evaluate import measure_onnx as measure
 from edge_forge.evaluate.predict import predict, predict_with_features
 from edge_forge.export.onnx import export_graphs as export
-from edge_forge.models import base_check, bases
+from edge_forge.models import base_check, bases, smaller
 from edge_forge.models.encoder import open_encoder
 from edge_forge.plan.cache import Cache
 from edge_forge.plan.classifier_plan import ClassifierPlan
@@ -32,6 +32,7 @@ QUICK = {
     "epochs": 20, "head_learning_rate_ratio": 1.0, "batch_size": 4, "threads": 1, "micro_batch_tokens": 512,
     "precision": "fp32", "token_dropout": 0.0, "average_decay": 0.0, "early_stopping_patience": 0, "max_tokens": 16,
 }  # fmt: skip
+CUT = smaller.Cut(layers=2, heads=2, neurons=40)
 TEXTS = tuple(text for text, _ in ROWS)
 
 
@@ -49,11 +50,12 @@ def opened(folder):
 
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory):
-    """(base, folder of the tuned teacher, job of a distillation into half of the layers that was run)."""
+    """(base, folder of the tuned teacher, job of a distillation that was run into half of the layers, with half of the
+    heads and fewer neurons)."""
     place = tmp_path_factory.mktemp("taught")
     base = opened(write(place / "base"))
     classifier_session.run(job_of(base, place / "teacher", "full", learning_rate=2e-3), Told())
-    lesson = Lesson(place / "teacher" / "run", 2, 2.0, 1.0)
+    lesson = Lesson(place / "teacher" / "run", *CUT, len(ROWS), 2.0, 1.0)
     work = DistillationJob(job_of(base, place / "student", "full", learning_rate=2e-3), lesson)
     distillation_session.run(work, Told())
     return base, place / "teacher" / "run", work
@@ -71,6 +73,7 @@ def test_a_student_of_half_the_layers_comes_near_its_teachers_states(taught):
     base, teacher, work = taught
     student = open_encoder(work.training.out_dir / "base")
     assert student.layers == 2
+    assert smaller.shape_of(student, smaller.Cut(0, 1, 1), "compress")[::2] == (2, 40)
     ids = torch.from_numpy(encode(base.directory, [TEXTS[0]], 16)[0][0].astype(np.int64))[None]
     whole = open_trained(base.directory, teacher, merged=True)[0]
     wanted = states_of(whole, ids)
@@ -79,9 +82,7 @@ def test_a_student_of_half_the_layers_comes_near_its_teachers_states(taught):
 
 
 def _cut(encoder):
-    from edge_forge.models import smaller
-
-    return smaller.keep_layers(encoder, smaller.spread(encoder.layers, 2))
+    return smaller.cut_down(encoder, CUT, smaller.shape_of(encoder, CUT, "compress"), None, "compress")
 
 
 def test_an_adapter_is_trained_on_the_student_and_attached_to_its_bank(taught, tmp_path):
@@ -143,6 +144,8 @@ def plan_of(folder, **tables):
     ("section", "where", "words"),
     [
         ({"layers": 4}, "compress.layers", "not less than the base's 4"),
+        ({"heads": 4}, "compress.heads", "heads = 4 is not less than the 4 of a layer"),
+        ({"feed_forward": 64}, "compress.feed_forward", "not less than the 64 of a layer"),
         ({"layers": 2, "unlabelled": "none.tsv"}, "none.tsv", "no such data file"),
         ({"layers": 2, "unlabelled": "empty.tsv"}, "empty.tsv", "no rows"),
         ({"layers": 2, "unlabelled": "other.tsv"}, "other.tsv:1", "there is no text"),

@@ -20,10 +20,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from edge_agent.base.errors import ConfigError
-from edge_forge.models import bases, segments, sentence_pooling
+from edge_forge.models import bases, kept_heads, segments, sentence_pooling
 
 _QKV = frozenset({"query", "key", "value", "q", "k", "v", "q_lin", "k_lin", "v_lin", "q_proj", "k_proj", "v_proj",
                   "query_proj", "key_proj", "value_proj", "Wqkv"})  # fmt: skip
@@ -184,17 +185,42 @@ def _load(base_dir: Path, dropout: float) -> Any:
         raise ConfigError(
             f"the base cannot be opened: {reason}", str(base_dir), "give a Hugging Face encoder"
         ) from error
+    mismatched = [one for one in report["mismatched_keys"] if not _is_of_pooler(one[0])]
+    if getattr(config, kept_heads.KEPT_HEADS, None) is not None:
+        mismatched = _with_kept_heads(model, base_dir, mismatched)
     bases.require_tensors(
         base_dir, type(model).__name__,
         (name for name in report["missing_keys"] if not _is_of_pooler(name)),
         _inside(model, base_dir, report["unexpected_keys"]),
-        (one for one in report["mismatched_keys"] if not _is_of_pooler(one[0])),
+        mismatched,
     )  # fmt: skip
     _check_positions(model, base_dir)
     for name, value in model.state_dict().items():
         if not _is_of_pooler(name) and not bool(value.isfinite().all()):
             raise bases.not_finite(base_dir, name)
     return model.eval()
+
+
+def _with_kept_heads(model: Any, base_dir: Path, mismatched: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Give the model the attention of a folder that says how many heads stay; what is left of `mismatched`."""
+    config = model.config
+    width = int(getattr(config, kept_heads.KEPT_HEADS)) * head_size(config)
+    fitting = [one[0] for one in mismatched if of_attention(one[0]) and width in list(one[1])]
+    tensors: dict[str, torch.Tensor] = {}
+    for path in bases.weight_files(base_dir):
+        tensors |= load_file(path)
+    taken = kept_heads.narrow(model, tensors, fitting)
+    return [one for one in mismatched if one[0] not in taken]
+
+
+def head_size(config: Any) -> int:
+    """Channels of an attention head."""
+    return int(getattr(config, "head_dim", None) or int(config.hidden_size) // int(config.num_attention_heads))
+
+
+def of_attention(name: str) -> bool:
+    """Whether a module of this name within a layer belongs to its attention."""
+    return _ATTENTION.search(name) is not None
 
 
 def _is_of_pooler(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""A smaller encoder cut out of another one: fewer layers, in a folder that is a base like any other.
+"""A smaller encoder cut out of another one: fewer layers, heads or neurons, in a folder that is a base like any other.
 
 What is cut is said by the configuration of the model's own class, so that transformers, the exports and `base_id` see
 an encoder of that class and no further code. Whether a family can say it is found by doing it: the folder is opened
@@ -10,16 +10,16 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from edge_agent.base.errors import ConfigError
-from edge_forge.models import bases
+from edge_forge.models import bases, pruned
 from edge_forge.models.encoder import Encoder, open_encoder
 
 # Opened again it must compute the same up to the order of sums.
@@ -39,16 +39,21 @@ def stood_for(layers: int, kept: int) -> tuple[int, ...]:
 
 def check_layers(encoder: Encoder, kept: int, where: str) -> None:
     """Refuse a number of layers that the encoder cannot be cut to. Raises ConfigError at `where`."""
-    depths = int(encoder.model.config.num_hidden_layers)
-    if depths != encoder.layers:
-        raise ConfigError(
-            f"the {depths} layers of {encoder.model.config.model_type} share their weights, so none can be left out",
-            where, "take a base whose layers have weights of their own",
-        )  # fmt: skip
+    _check_shared(encoder, where)
+    depths = encoder.layers
     if not 1 <= kept < depths:
         raise ConfigError(
             f"layers = {kept} is not less than the base's {depths}", where, f"set 1 to {depths - 1}, or 0 for all"
         )
+
+
+def _check_shared(encoder: Encoder, where: str) -> None:
+    depths = int(encoder.model.config.num_hidden_layers)
+    if depths != encoder.layers:
+        raise ConfigError(
+            f"the {depths} layers of {encoder.model.config.model_type} share their weights, so none can be cut",
+            where, "take a base whose layers have weights of their own",
+        )  # fmt: skip
 
 
 def keep_layers(encoder: Encoder, kept: tuple[int, ...]) -> Encoder:
@@ -124,19 +129,60 @@ def write_folder(encoder: Encoder, base_dir: Path, out_dir: Path, before: Mappin
     save_file(tensors, out_dir / "model.safetensors", metadata={"format": "pt"})
 
 
-def foretell(base_dir: Path, layers: int, where: str) -> dict[str, int]:
-    """Cut the base itself, to see whether and by how much it can be: {layers, parameters, smaller}.
+class Cut(NamedTuple):
+    """So many layers, and in each so many heads and feed-forward neurons, stay; 0: all."""
 
-    `parameters` before, `smaller` after. Raises ConfigError at `where` for a base that cannot be cut so.
+    layers: int
+    heads: int
+    neurons: int
+
+
+def shape_of(encoder: Encoder, cut: Cut, where: str) -> pruned.LayerShape:
+    """The shape of the encoder's layers, with 0 for what `cut` leaves whole. Raises ConfigError at `where` for a cut
+    that the encoder does not take."""
+    if cut.layers:
+        check_layers(encoder, cut.layers, f"{where}.layers")
+    if not cut.heads and not cut.neurons:
+        return pruned.LayerShape(0, 1, 0)
+    _check_shared(encoder, f"{where}.heads" if cut.heads else f"{where}.feed_forward")
+    found = pruned.shape(encoder, where, heads=cut.heads > 0, neurons=cut.neurons > 0)
+    for key, wanted, has in (("heads", cut.heads, found.heads), ("feed_forward", cut.neurons, found.neurons)):
+        if wanted >= has > 0 and wanted:
+            raise ConfigError(
+                f"{key} = {wanted} is not less than the {has} of a layer", f"{where}.{key}",
+                f"set 1 to {has - 1}, or 0 for all",
+            )  # fmt: skip
+    return found._replace(heads=found.heads if cut.heads else 0)
+
+
+def cut_down(
+    encoder: Encoder, cut: Cut, of: pruned.LayerShape, scores: Sequence[pruned.Importance] | None, where: str
+) -> Encoder:
+    """The encoder cut down in place. Of heads and neurons the most important by `scores` stay (None: the first ones).
+
+    Raises ConfigError where what is left computes something else than the whole with zeros in the place of the rest.
+    """
+    if cut.heads or cut.neurons:
+        alike = pruned.Importance(torch.zeros(max(1, of.heads)), torch.zeros(max(1, of.neurons)))
+        kept = pruned.chosen(scores or [alike] * encoder.layers, cut.heads, cut.neurons)
+        pruned.keep(encoder, of, kept, f"{where}.heads" if cut.heads else f"{where}.feed_forward")
+    return keep_layers(encoder, spread(encoder.layers, cut.layers)) if cut.layers else encoder
+
+
+def foretell(base_dir: Path, cut: Cut, where: str) -> dict[str, int]:
+    """Cut the base itself, to see whether and by how much it can be: {layers, heads, neurons, parameters, smaller}.
+
+    `parameters` before, `smaller` after; heads and neurons of a layer, 0 where they are not cut. Raises ConfigError at
+    `where` for a base that cannot be cut so.
     """
     encoder = open_encoder(base_dir)
-    check_layers(encoder, layers, f"{where}.layers")
-    found = {"layers": encoder.layers, "parameters": parameters(encoder)}
+    of = shape_of(encoder, cut, where)
+    found = {"layers": encoder.layers, "heads": of.heads, "neurons": of.neurons, "parameters": parameters(encoder)}
     before = encoder.model.config.to_dict()
-    cut = keep_layers(encoder, spread(encoder.layers, layers))
+    small = cut_down(encoder, cut, of, None, where)
     with tempfile.TemporaryDirectory(prefix="edge-forge-smaller-") as folder:
-        write_proven(cut, base_dir, Path(folder), before, f"{where}.layers")
-    return {**found, "smaller": parameters(cut)}
+        write_proven(small, base_dir, Path(folder), before, where)
+    return {**found, "smaller": parameters(small)}
 
 
 def parameters(encoder: Encoder) -> int:

@@ -59,23 +59,34 @@ class Compression:
         """Raise what is wrong with the teacher's inputs or the cut before anything long. Raises ConfigError."""
         section, facts = self.recipe.compress, self.foretold.facts
         self.steps.progress.say(
-            f"compress: a teacher is tuned first ({METHODS[section.teacher].title}), then {section.layers} of its "
-            f"{facts['layers']} layers are taught by it: {facts['smaller']:,} weights of {facts['parameters']:,}"
+            f"compress: a teacher is tuned first ({METHODS[section.teacher].title}), then {self.kept} are taught by "
+            f"it: {facts['smaller']:,} weights of {facts['parameters']:,}"
         )
         self.teacher.check_inputs()
         _ = self.further
 
     @cached_property
     def foretold(self) -> StepResult:
-        """Layers and weights, before and after, by cutting the untuned base."""
+        """Layers, heads, neurons and weights by cutting the untuned base."""
         base, section = self.teacher.base, self.recipe.compress
+        cut = [section.layers, section.heads, section.feed_forward]
 
         def work(_: Path) -> Mapping[str, Any]:
-            from edge_forge.models.smaller import foretell
+            from edge_forge.models.smaller import Cut, foretell
 
-            return foretell(base.directory, section.layers, "compress")
+            return foretell(base.directory, Cut(*cut), "compress")
 
-        return self.steps.run("cut", {"base": base.base_id}, {"layers": section.layers}, work, "cut of the base")
+        return self.steps.run("cut", {"base": base.base_id}, {"cut": cut}, work, "cut of the base")
+
+    @property
+    def kept(self) -> str:
+        """What stays, for people: '3 of 6 layers, 6 of 12 heads'."""
+        section, facts = self.recipe.compress, self.foretold.facts
+        parts = (
+            (section.layers, facts["layers"], "layers"), (section.heads, facts["heads"], "heads of a layer"),
+            (section.feed_forward, facts["neurons"], "feed-forward neurons of a layer"),
+        )  # fmt: skip
+        return ", ".join(f"{stay} of {has} {what}" for stay, has, what in parts if stay)
 
     @cached_property
     def further(self) -> list[tuple[Any, str]]:
@@ -121,7 +132,15 @@ class Compression:
                     rows=((*rows.train, *self.further), rows.validation),
                     labels=rows.labels,
                     settings=settings,
-                    lesson=Lesson(teacher.trained.path("run"), section.layers, section.temperature, section.hidden),
+                    lesson=Lesson(
+                        teacher.trained.path("run"),
+                        section.layers,
+                        section.heads,
+                        section.feed_forward,
+                        len(rows.train),
+                        section.temperature,
+                        section.hidden,
+                    ),
                     places=(folder / "run", self.steps.run_folders(folder)),
                     progress=phases,
                 )
@@ -150,15 +169,13 @@ class Compression:
     def base(self) -> bases.Base:
         """The student."""
         found = bases.resolve([f"dir:{self.distilled.path('run/base').absolute()}"], self.steps.recipe_dir)
-        layers = f"{self.recipe.compress.layers} of {self.foretold.facts['layers']} layers"
-        return dataclasses.replace(found, source=f"{layers} of {self.teacher.base.source}, distilled")
+        return dataclasses.replace(found, source=f"{self.kept} of {self.teacher.base.source}, distilled")
 
     def figures(self) -> dict[str, Any]:
-        """What the cut is and what it cost: `layers`, `parameters`, `cpu_s` and `peak_bytes`, of the teacher and of the
-        distillation."""
+        """What the cut is and what it cost: `kept` in words, `parameters`, and time and memory of both trainings."""
         facts, record, taught = self.foretold.facts, self.distilled.facts, self.teacher.trained.facts
         return {
-            "layers": [facts["layers"], self.recipe.compress.layers],
+            "kept": self.kept,
             "parameters": [facts["parameters"], facts["smaller"]],
             "teacher": {key: taught[key] for key in ("method", "cpu_s", "wall_s", "peak_bytes")},
             "distill": {key: record[key] for key in ("cpu_s", "wall_s", "peak_bytes", "curves", "best_epoch")},

@@ -98,6 +98,10 @@ class CompressSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=
 
     layers: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0
     """So many layers stay, at even distances; 0: all."""
+    heads: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0
+    """So many attention heads of every layer stay, the most important ones; 0: all."""
+    feed_forward: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
+    """So many feed-forward neurons of every layer stay, the most important ones; 0: all."""
     teacher: str = FULL.name
     """The method by which the teacher is tuned on the training rows (one of `METHODS` that can be merged)."""
     temperature: Annotated[float, msgspec.Meta(gt=0.0, le=100.0)] = 2.0
@@ -113,7 +117,7 @@ class CompressSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def wanted(self) -> bool:
         """Whether anything is cut."""
-        return self.layers > 0
+        return self.layers > 0 or self.heads > 0 or self.feed_forward > 0
 
 
 class OnnxExportSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,6 +1,6 @@
 """What a smaller base cost and brought: the section of a classifier's report beside its own figures.
 
-`figures["compression"]` is what `plan.classifier_plan` gathers: {layers, parameters, teacher, distill, right,
+`figures["compression"]` is what `plan.classifier_plan` gathers: {kept, parameters, teacher, distill, right,
 accuracy}, and in a build `before` and `after`. A file of its own because `classifier_report` holds what every build
 has.
 """
@@ -36,7 +36,7 @@ def sentences(figures: Mapping[str, Any]) -> list[str]:
     from edge_forge.evaluate.paired import difference_interval
 
     found, scores = figures["compression"], figures["scores"][figures["split"]]
-    (layers, kept), (before, after) = found["layers"], found["parameters"]
+    before, after = found["parameters"]
     right, now = found["right"], figures["exam"]["right"]
     gained = sum(one < other for one, other in zip(right, now, strict=True))
     lost = sum(one > other for one, other in zip(right, now, strict=True))
@@ -44,8 +44,7 @@ def sentences(figures: Mapping[str, Any]) -> list[str]:
     taught = found["distill"]
     cost_s = found["teacher"]["cpu_s"] + taught["cpu_s"]
     return [
-        f"{kept} of the {layers} layers of a teacher tuned by `{found['teacher']['method']}` stay: {after:,} of "
-        f"{before:,} weights.",
+        f"Of a teacher tuned by `{found['teacher']['method']}` stay {found['kept']}: {after:,} of {before:,} weights.",
         f"Teacher and distillation took {duration(cost_s)} of processor time ({duration(taught['cpu_s'])} the "
         f"distillation, with at most {size(taught['peak_bytes'])} of memory).",
         f"The teacher answers {percent(found['accuracy'])} of the {scores['rows']} {figures['split']} rows rightly, "

@@ -24,11 +24,18 @@ from edge_forge.train.worker_process import Report, follow, launched, serve
 
 @dataclass(frozen=True)
 class Lesson:
-    """How the student is made and taught: `layers` that it keeps, `temperature` of the logits and weight of the hidden
-    states in the loss; `teacher_dir` is what the training of the teacher wrote."""
+    """How the student is made and taught: layers, heads and feed-forward neurons that stay (0: all), `temperature` of
+    the logits and weight of the hidden states in the loss.
+
+    `teacher_dir` is what the training of the teacher wrote; the first `labelled` training rows have labels of their
+    own, by which heads and neurons are scored.
+    """
 
     teacher_dir: Path
     layers: int
+    heads: int
+    feed_forward: int
+    labelled: int
     temperature: float
     hidden: float
 

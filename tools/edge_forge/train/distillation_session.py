@@ -12,9 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch.nn import functional
 
-from edge_forge.models import smaller
+from edge_forge.models import pruned, smaller
 from edge_forge.models.encoder import Encoder
 from edge_forge.train import classifier_trainer as loop
 from edge_forge.train import lora as adapters
@@ -23,7 +26,7 @@ from edge_forge.train.batches import RowDataset
 from edge_forge.train.checkpoints import BEST, Checkpoints
 from edge_forge.train.classifier_session import RunData, TrainingRun, chosen, record_of
 from edge_forge.train.distilled import DistilledClassifier, Teacher
-from edge_forge.train.frozen_states import tokenize
+from edge_forge.train.frozen_states import by_length, padded, tokenize
 from edge_forge.train.record import TrainRecord, peak_bytes
 from edge_forge.train.resumable_trainer import KeptFiles, report_below
 from edge_forge.train.trained_encoder import open_trained
@@ -35,6 +38,10 @@ if TYPE_CHECKING:
 
 FOLDER = "base"
 """Below the result: the student as a base."""
+_SECTION = "compress"
+# Heads and neurons are scored on so many rows at most, at even distances, so many padded tokens at once.
+_SCORED_ROWS = 2048
+_SCORED_TOKENS = 1024
 
 
 def run(work: DistillationJob, report: Report) -> TrainRecord:
@@ -79,19 +86,39 @@ def _opened(work: DistillationJob) -> tuple[DistilledClassifier, Encoder, Path]:
     """The model that is trained, its encoder, and the folder that the student begins with."""
     job, lesson = work.training, work.lesson
     encoder, weight, bias = open_trained(job.base_dir, lesson.teacher_dir, merged=True)
-    layers = encoder.layers
-    smaller.check_layers(encoder, lesson.layers, "compress.layers")
-    before = encoder.model.config.to_dict()
-    cut = smaller.keep_layers(encoder, smaller.spread(layers, lesson.layers))
+    layers, before = encoder.layers, encoder.model.config.to_dict()
+    cut = smaller.Cut(lesson.layers, lesson.heads, lesson.feed_forward)
+    of = smaller.shape_of(encoder, cut, _SECTION)
+    scores = _scores(work, encoder, of, (weight, bias)) if of.heads or of.neurons else None
+    small = smaller.cut_down(encoder, cut, of, scores, _SECTION)
     start = job.work_dir / f"student-{os.environ.get('RANK', '0')}"  # each process writes its own
-    student = smaller.write_proven(cut, job.base_dir, start, before, "compress.layers")
-    # The cut shares its layers with the teacher: that is opened anew, and the student is what was read from the folder.
+    student = smaller.write_proven(small, job.base_dir, start, before, _SECTION)
+    # The cut was made in the teacher's own layers: that is opened anew, and the student is what the folder holds.
     whole, weight, bias = open_trained(job.base_dir, lesson.teacher_dir, merged=True)
     model = DistilledClassifier(
-        student, Teacher(whole, weight, bias), smaller.stood_for(layers, lesson.layers),
+        student, Teacher(whole, weight, bias), smaller.stood_for(layers, lesson.layers or layers),
         temperature=lesson.temperature, hidden=lesson.hidden, token_dropout=job.settings.token_dropout,
     )  # fmt: skip
     for name, value in student.model.named_parameters():
         value.requires_grad_(not name.startswith("pooler."))
     student.pooling.requires_grad_(False)
     return model, student, start
+
+
+def _scores(
+    work: DistillationJob, encoder: Encoder, of: pruned.LayerShape, head: tuple[torch.Tensor, torch.Tensor]
+) -> list[pruned.Importance]:
+    """The importance of the tuned teacher's heads and neurons, on at most `_SCORED_ROWS` labelled rows."""
+    job = work.training
+    labelled = job.train[: work.lesson.labelled]
+    rows = [labelled[place * len(labelled) // _SCORED_ROWS] for place in range(_SCORED_ROWS)]
+    rows = rows if len(labelled) > _SCORED_ROWS else list(labelled)
+    tokens = tokenize(job.base_dir, rows, job.labels, job.settings.max_tokens)
+    encoder.model.requires_grad_(False)
+
+    def loss(batch: NDArray[np.int64]) -> torch.Tensor:
+        ids, mask = padded([tokens.tokens[row] for row in batch])
+        logits = functional.linear(encoder.features(ids, mask), head[0].t(), head[1])
+        return functional.cross_entropy(logits, torch.from_numpy(tokens.targets[batch]), reduction="sum")
+
+    return pruned.importance(encoder, of, by_length(tokens.lengths, _SCORED_TOKENS), loss, _SECTION)
