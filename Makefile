@@ -30,6 +30,9 @@ help:
 	@echo "make simulate SEEDS=10000   the whole agent under faults, seed by seed (a tenth of a second each)"
 	@echo "make histories HISTORIES=10000 SEED=0   random histories of a desired state: kills, power cuts, full disks, lost"
 	@echo "             packages; 0 stuck, 0 half applied (a tenth of a second each)"
+	@echo "make rollouts ROLLOUTS=10000 SEED=0   random histories of rollouts: kills, two operators, devices that refuse or go"
+	@echo "             (a fiftieth of a second each)"
+	@echo "make fleet-figures FLEET=200   a good and a bad release over simulated devices on one mosquitto (a minute)"
 	@echo "make storm   good clients beside hostile ones on a real broker, for ten minutes; prints the table"
 	@echo "make powercut   power cuts and errors of the disk at every operation of store and spool (needs strace; not timed whole)"
 	@echo "make nightly  the same as simulate, with 10,000 seeds, going on after a failing one, and the fuzzer for ten minutes"
@@ -155,6 +158,16 @@ storm: setup llamacpp
 	@$(BIN)/python -m tests.support.hostile_clients storm
 
 # Power cuts and errors of the disk at every operation of store and spool (needs strace; never run whole).
+ROLLOUTS ?= 10000
+.PHONY: rollouts
+rollouts: setup
+	@$(BIN)/python -m tests.support.rollout_histories --count $(ROLLOUTS) --seed $(SEED)
+
+FLEET ?= 200
+.PHONY: fleet-figures
+fleet-figures: setup
+	@$(BIN)/python -m tests.support.fleet_devices --devices $(FLEET)
+
 .PHONY: powercut
 powercut: setup
 	@$(BIN)/python -m tests.support.power_cuts

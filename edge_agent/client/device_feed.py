@@ -72,7 +72,7 @@ async def hear(
     await transport.start(LinkListener(said.append))
     try:
         if connect_s is not None:
-            await _connected(transport, connect_s, said)
+            await connecting(transport, connect_s, said)
         stream = aiter(transport.messages())
         while True:
             if coming is None:
@@ -94,7 +94,8 @@ async def hear(
         await transport.stop([])
 
 
-async def _connected(transport: MqttTransport, within_s: float, said: Sequence[LinkChange]) -> None:
+async def connecting(transport: MqttTransport, within_s: float, said: Sequence[LinkChange]) -> None:
+    """Wait for the connection. Raises BrokerError, with the reason of the last attempt, after `within_s`."""
     loop = asyncio.get_running_loop()
     until_s = loop.time() + within_s
     while not transport.connected:

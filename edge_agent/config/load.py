@@ -112,7 +112,11 @@ def device_id(settings: Settings, hostname: str | None = None) -> str:
 def _table(path: Path | None) -> dict[str, Any]:
     if path is None and not default_exists():
         return {}
-    path = DEFAULT_PATH if path is None else path
+    return read_table(DEFAULT_PATH if path is None else path)
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """A TOML file that a person named. Raises ConfigError, which says what is wrong with it."""
     try:
         with open_named(path) as file:
             data = file.read(FILE_BYTES + 1)

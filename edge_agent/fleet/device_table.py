@@ -26,6 +26,7 @@ KINDS: Mapping[str, type[Said]] = {
     "reported": Reported,
     "telemetry": Telemetry,
 }
+UP = ("online", "degraded", "starting")
 LOST_HEARTBEATS = 2
 WRONG_CLOCK_S = 86400.0
 """A status that is so far in the future was written by a clock that is wrong; one before 2020 was, too (boards without
@@ -64,7 +65,9 @@ class DeviceRow:
 
 
 @dataclass(slots=True)
-class _Device:
+class DeviceSaid:
+    """The newest of each kind that a device has said."""
+
     status: Status | None = None
     live_s: float | None = None  # when a status came that was not retained before, monotonic
     info: Info | None = None
@@ -94,27 +97,31 @@ class DeviceTable:
 
     def __init__(self, patterns: Sequence[str] = ()) -> None:
         self._patterns = tuple(patterns)
-        self._devices: dict[str, _Device] = {}
+        self._devices: dict[str, DeviceSaid] = {}
         self.unreadable = 0
 
-    def take(self, device: str, kind: str, payload: bytes, now_s: float) -> None:
-        """A message, at a monotonic time. What is none of this version is counted and left aside."""
+    def take(self, device: str, kind: str, payload: bytes, now_s: float) -> Said | None:
+        """A message, at a monotonic time, as its type. What is none of this version is counted and left aside."""
         if self._patterns and not any(fnmatchcase(device, pattern) for pattern in self._patterns):
-            return
+            return None
         body = read_said(KINDS, device, kind, payload)
         if body is None or (device not in self._devices and len(self._devices) >= DEVICES_WATCHED):
             self.unreadable += 1
-            return
-        self._devices.setdefault(device, _Device()).take(body, now_s)
+            return None
+        self._devices.setdefault(device, DeviceSaid()).take(body, now_s)
+        return body
+
+    def said(self) -> Mapping[str, DeviceSaid]:
+        """By device, what was heard of it."""
+        return self._devices
+
+    def up(self, now_s: float, wall_s: float) -> Collection[str]:
+        """Devices that say so, and have said it lately."""
+        return [name for name, one in self._devices.items() if _state(one, now_s, wall_s) in UP]
 
     def unheard(self, now_s: float, wall_s: float) -> Collection[str]:
         """Devices that are there and whose next report was not heard yet."""
-        up = ("online", "degraded", "starting")
-        return [
-            name
-            for name, one in self._devices.items()
-            if one.telemetry is None and one.status is not None and _state(one, now_s, wall_s) in up
-        ]
+        return [name for name in self.up(now_s, wall_s) if self._devices[name].telemetry is None]
 
     def rows(self, now_s: float, wall_s: float) -> list[DeviceRow]:
         """Every device, those in trouble first, then by name."""
@@ -122,7 +129,7 @@ class DeviceTable:
         return sorted(found, key=lambda row: (not row.trouble, row.device))
 
 
-def _age_s(one: _Device, now_s: float, wall_s: float) -> float | None:
+def _age_s(one: DeviceSaid, now_s: float, wall_s: float) -> float | None:
     if one.live_s is not None:
         return max(0.0, now_s - one.live_s)
     if one.status is None or not YEAR_2020_S <= one.status.ts <= wall_s + WRONG_CLOCK_S:
@@ -130,7 +137,7 @@ def _age_s(one: _Device, now_s: float, wall_s: float) -> float | None:
     return max(0.0, wall_s - one.status.ts)
 
 
-def _state(one: _Device, now_s: float, wall_s: float) -> str:
+def _state(one: DeviceSaid, now_s: float, wall_s: float) -> str:
     """What the device says of itself, or 'lost' where it has not said it for two heartbeats: its will did not come, as
     the broker was gone, too."""
     if one.status is None:
@@ -140,7 +147,7 @@ def _state(one: _Device, now_s: float, wall_s: float) -> str:
     return "lost" if late and one.status.state != "offline" else one.status.state
 
 
-def _row(name: str, one: _Device, now_s: float, wall_s: float) -> DeviceRow:
+def _row(name: str, one: DeviceSaid, now_s: float, wall_s: float) -> DeviceRow:
     telemetry, state = one.telemetry, _state(one, now_s, wall_s)
     heat = None if telemetry is None else telemetry.sensors.get("temperature")
     level = None if telemetry is None else telemetry.governor.get("level")
@@ -178,7 +185,7 @@ def _desired(reported: Reported | None) -> dict[str, Any] | None:
     return {"version": _count(reported.version), "state": reported.state}
 
 
-def _troubles(one: _Device, state: str, level: str | None) -> Iterable[str]:
+def _troubles(one: DeviceSaid, state: str, level: str | None) -> Iterable[str]:
     if one.status is None:
         yield "it has published no status"
     elif state != "online":

@@ -49,6 +49,8 @@ AGENT = {
     "unload --config {toml} m": "toml",
     "top --config {toml} --once --seconds 1": "toml",
     "fleet status --config {toml} --seconds 1": "toml",
+    "fleet rollout --config {toml} --status": "toml",
+    "fleet rollout {toml} --host 127.0.0.1 --port 1": "toml",
     "record --config {toml} {tmp}/out.csv --seconds 1": "toml",
     "record {csv} --seconds 1 --host 127.0.0.1 --port 1 --device d": "csv",
     "plot {csv} {tmp}/out.png": "csv",

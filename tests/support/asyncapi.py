@@ -12,7 +12,7 @@ import jsonschema
 import msgspec
 import yaml
 
-from edge_agent.protocol import messages
+from edge_agent.protocol import messages, rollout_messages
 
 PATH = Path(__file__).resolve().parents[2] / "docs" / "asyncapi.yaml"
 ROOTS = (
@@ -30,6 +30,9 @@ ROOTS = (
     messages.Telemetry,
     messages.Event,
     messages.RequestTrace,
+    rollout_messages.RolloutState,
+    rollout_messages.RolloutRecord,
+    rollout_messages.RolloutAbort,
 )
 # MQTT 5 properties, named as in the mqtt message binding.
 HEADERS: dict[str, Any] = {
