@@ -82,6 +82,6 @@ def fleet_status(options: argparse.Namespace) -> int:
 
 def fleet_rollout(options: argparse.Namespace) -> int:
     """A rollout in waves."""
-    from edge_agent.app.rollout import rollout
+    from edge_agent.app.fleet_rollout import rollout
 
     return rollout(options)

@@ -30,11 +30,12 @@ SILENT_S = 30.0
 """So long a return waits for devices that are not there; they find their desired state when they come back."""
 
 
-class Progress(Enum):
+class DeviceProgress(Enum):
     """How far a device is."""
 
     UNTOUCHED = "not given yet"
     RECORDED = "is given now"
+    UNANSWERED = "not answered yet"
     WAITING = "not applied yet"
     APPLIED = "applied"
     FAILED = "failed"
@@ -112,39 +113,39 @@ def _wrong(body: Telemetry, rules: StopRules, models: Collection[str]) -> Iterab
             yield f"the golden probes of {name} fail"
 
 
-def progress(facts: DeviceFacts, keys: Sequence[Key]) -> tuple[Progress, str]:
+def progress(facts: DeviceFacts, keys: Sequence[Key]) -> tuple[DeviceProgress, str]:
     """How far a device is with what it was given, and the reason where it is not applied."""
     record, reported = facts.record, facts.reported
     if record is None:
-        return (Progress.FAILED, facts.unfit) if facts.unfit else (Progress.UNTOUCHED, "")
+        return (DeviceProgress.FAILED, facts.unfit) if facts.unfit else (DeviceProgress.UNTOUCHED, "")
     version = record.give.version
     if facts.version > version:
-        return Progress.OVERTAKEN, f"somebody else has given it version {facts.version}"
+        return DeviceProgress.OVERTAKEN, f"somebody else has given it version {facts.version}"
     if facts.desired is not None and facts.desired.version == version and facts.desired != record.give:
-        return Progress.OVERTAKEN, f"somebody else has given it a version {version}"
+        return DeviceProgress.OVERTAKEN, f"somebody else has given it a version {version}"
     if reported is None or reported.version != version:
         if facts.desired is None or facts.desired.version < version:
-            return Progress.RECORDED, ""
+            return DeviceProgress.RECORDED, ""
         refused = None if reported is None else reported.not_taken
         if refused is not None and refused.version == version:
-            return Progress.FAILED, f"it does not take it: {refused.reason}"
-        return Progress.WAITING, "it has not answered"
+            return DeviceProgress.FAILED, f"it does not take it: {refused.reason}"
+        return DeviceProgress.UNANSWERED, ""
     return _of_items([item for item in reported.items if (item.model, item.adapter) in keys], reported)
 
 
-def _of_items(items: Sequence[ReportedItem], reported: Reported) -> tuple[Progress, str]:
+def _of_items(items: Sequence[ReportedItem], reported: Reported) -> tuple[DeviceProgress, str]:
     """Of what the plan names alone: what else the device holds may be pending or refused as it was before."""
     wrong = [item for item in items if item.state in ("refused", "rolled-back")]
     if wrong:
         item = wrong[0]
         what = item.model if item.adapter is None else f"{item.model} + {item.adapter}"
-        return Progress.FAILED, f"{what} {item.state}: {item.reason or 'without a reason'}"
+        return DeviceProgress.FAILED, f"{what} {item.state}: {item.reason or 'without a reason'}"
     pending = [item for item in items if item.state == "pending"]
     if pending or (not items and reported.state == "pending"):
-        return Progress.WAITING, (pending[0].next or pending[0].reason or "pending") if pending else "pending"
+        return DeviceProgress.WAITING, (pending[0].next or pending[0].reason or "pending") if pending else "pending"
     if not items and reported.state != "applied":
-        return Progress.FAILED, f"its desired state is {reported.state}"
-    return Progress.APPLIED, ""
+        return DeviceProgress.FAILED, f"its desired state is {reported.state}"
+    return DeviceProgress.APPLIED, ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,7 @@ class Look:
 
     state: RolloutState
     steps: tuple[tuple[str, Step], ...]
-    devices: Mapping[str, tuple[Progress, str]] = field(default_factory=dict)
+    devices: Mapping[str, tuple[DeviceProgress, str]] = field(default_factory=dict)
 
 
 class Rollout:
@@ -185,13 +186,13 @@ class Rollout:
         given = [name for wave in state.waves[: state.wave + 1] for name in wave]
         found = {name: self._judged(name, devices.get(name) or DeviceFacts()) for name in given}
         steps = [
-            (name, Step.RECORD if how is Progress.UNTOUCHED else Step.GIVE)
+            (name, Step.RECORD if how is DeviceProgress.UNTOUCHED else Step.GIVE)
             for name, (how, _) in found.items()
-            if how in (Progress.UNTOUCHED, Progress.RECORDED)
+            if how in (DeviceProgress.UNTOUCHED, DeviceProgress.RECORDED)
         ]
         state = self._late(state, found, devices)
         counted = [name for name in given if name not in state.left_out]
-        failed = [name for name in counted if found[name][0] in (Progress.FAILED, Progress.OVERTAKEN)]
+        failed = [name for name in counted if found[name][0] in (DeviceProgress.FAILED, DeviceProgress.OVERTAKEN)]
         allowed = math.floor((1 - self._plan.stop.applied) * len(counted) + 1e-9)
         why = self._requests_wrong(counted)
         if len(failed) > allowed:
@@ -200,12 +201,12 @@ class Rollout:
             return Look(_turned(state, "returning", why), (), found)
         return Look(self._advanced(state, found, devices), tuple(steps), found)
 
-    def _judged(self, name: str, facts: DeviceFacts) -> tuple[Progress, str]:
+    def _judged(self, name: str, facts: DeviceFacts) -> tuple[DeviceProgress, str]:
         how, why = progress(facts, self._keys)
-        if how is Progress.APPLIED:
+        if how is DeviceProgress.APPLIED:
             health = self._health.setdefault(name, Health())
             why = health.wrong or self._shares_wrong(health.requests, health.failed, health.refused)
-            how = Progress.FAILED if why else how
+            how = DeviceProgress.FAILED if why else how
         return how, why
 
     def _shares_wrong(self, requests: int, failed: int, refused: int) -> str:
@@ -229,7 +230,7 @@ class Rollout:
     def _late(
         self,
         state: RolloutState,
-        found: dict[str, tuple[Progress, str]],
+        found: dict[str, tuple[DeviceProgress, str]],
         devices: Mapping[str, DeviceFacts],
     ) -> RolloutState:
         """Once the time of the wave is up, devices that have not applied fail, or are left out where they never
@@ -239,25 +240,25 @@ class Rollout:
         for name in state.waves[state.wave] if state.spent_s >= self._plan.within_s else ():
             how, why = found[name]
             up = name in devices and devices[name].up
-            silent = not up or why == "it has not answered"
-            held = how is Progress.APPLIED and (up or not over)
-            if held or name in left or how in (Progress.FAILED, Progress.OVERTAKEN):
+            silent = not up or how is DeviceProgress.UNANSWERED
+            held = how is DeviceProgress.APPLIED and (up or not over)
+            if held or name in left or how in (DeviceProgress.FAILED, DeviceProgress.OVERTAKEN):
                 continue
             if silent and self._plan.stop.silent == "skip":
                 left.append(name)
-            elif how is Progress.APPLIED:
-                found[name] = (Progress.FAILED, "it has applied it and is not there any more")
+            elif how is DeviceProgress.APPLIED:
+                found[name] = (DeviceProgress.FAILED, "it has applied it and is not there any more")
             else:
                 what = "it never answered" if silent else why or how.value
-                found[name] = (Progress.FAILED, f"not applied within {self._plan.within_s:.0f} s: {what}")
+                found[name] = (DeviceProgress.FAILED, f"not applied within {self._plan.within_s:.0f} s: {what}")
         return state if left == state.left_out else replace(state, left_out=left)
 
     def _advanced(
-        self, state: RolloutState, found: Mapping[str, tuple[Progress, str]], devices: Mapping[str, DeviceFacts]
+        self, state: RolloutState, found: Mapping[str, tuple[DeviceProgress, str]], devices: Mapping[str, DeviceFacts]
     ) -> RolloutState:
         """The next wave, or the end, where this one has held."""
         wave = [name for name in state.waves[state.wave] if name not in state.left_out]
-        applied = [name for name in wave if found[name][0] is Progress.APPLIED]
+        applied = [name for name in wave if found[name][0] is DeviceProgress.APPLIED]
         if not wave or (not applied and all(found[name][0] in _SETTLED for name in wave)):
             return _turned(state, "returning", f"no device of wave {state.wave + 1} has applied it")
         if not all(found[name][0] in _SETTLED for name in wave) or not all(devices[name].up for name in applied):
@@ -274,7 +275,7 @@ class Rollout:
     # ---- back ------------------------------------------------------------------------------------------------------
 
     def _returning(self, state: RolloutState, devices: Mapping[str, DeviceFacts]) -> Look:
-        found: dict[str, tuple[Progress, str]] = {}
+        found: dict[str, tuple[DeviceProgress, str]] = {}
         steps: list[tuple[str, Step]] = []
         waiting = False
         for name, facts in devices.items():
@@ -284,30 +285,31 @@ class Rollout:
             if step is not None:
                 steps.append((name, step))
             late = state.spent_s >= (self._plan.within_s if facts.up else min(SILENT_S, self._plan.within_s))
-            waiting = waiting or step is not None or (found[name][0] is Progress.WAITING and not late)
+            waiting = waiting or step is not None or (found[name][0] in _OPEN and not late)
         if waiting:
             return Look(state, tuple(steps), found)
         return Look(_turned(state, "returned", state.reason), (), found)
 
 
-_SETTLED = frozenset({Progress.APPLIED, Progress.FAILED, Progress.OVERTAKEN})
+_OPEN = frozenset({DeviceProgress.UNANSWERED, DeviceProgress.WAITING})
+_SETTLED = frozenset({DeviceProgress.APPLIED, DeviceProgress.FAILED, DeviceProgress.OVERTAKEN})
 
 
 def _way_back(
     record: RolloutRecord, facts: DeviceFacts, keys: Sequence[Key]
-) -> tuple[Step | None, tuple[Progress, str]]:
+) -> tuple[Step | None, tuple[DeviceProgress, str]]:
     """What to publish next to bring a device back, and how far it is."""
     if record.back_version is None:
         how, why = progress(facts, keys)
-        if how is Progress.OVERTAKEN:
+        if how is DeviceProgress.OVERTAKEN:
             return None, (how, why)
-        return Step.RECORD_BACK, (Progress.WAITING, "is returned now")
+        return Step.RECORD_BACK, (DeviceProgress.WAITING, "is returned now")
     given_back = RolloutRecord(
         rollout=record.rollout, give=replace(record.back, version=record.back_version), back=record.back
     )
     how, why = progress(DeviceFacts(given_back, facts.desired, "", "", facts.reported), _named(record.back))
-    return (Step.GIVE_BACK if how is Progress.RECORDED else None), (
-        (Progress.WAITING, "is returned now") if how is Progress.RECORDED else (how, why)
+    return (Step.GIVE_BACK if how is DeviceProgress.RECORDED else None), (
+        (DeviceProgress.WAITING, "is returned now") if how is DeviceProgress.RECORDED else (how, why)
     )
 
 
@@ -320,7 +322,7 @@ def _turned(state: RolloutState, phase: Phase, reason: str) -> RolloutState:
     return replace(state, phase=phase, reason=reason, spent_s=0.0)
 
 
-def _sentence(failed: Sequence[str], found: Mapping[str, tuple[Progress, str]], of: int, allowed: int) -> str:
+def _sentence(failed: Sequence[str], found: Mapping[str, tuple[DeviceProgress, str]], of: int, allowed: int) -> str:
     shown = "; ".join(f"{name}: {found[name][1]}" for name in failed[:3])
     more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
     return f"{len(failed)} of {of} devices failed, {allowed} may: {shown}{more}"

@@ -1,4 +1,4 @@
-"""Carries a rollout out: messages in, messages out, no socket and no clock. `app.rollout` connects it to a broker.
+"""Carries a rollout out: messages in, messages out, no socket, no clock. `app.fleet_rollout` connects it to a broker.
 
 Three topics hold everything: the state, one record for each device, and requests to abort; all but the last retained.
 What is published counts when the broker shows it, so a message that an access list refuses, or a connection that is
@@ -27,8 +27,8 @@ from edge_agent.base.limits import DEVICES_WATCHED, MESSAGE_BYTES
 from edge_agent.base.shown_text import one_line
 from edge_agent.client.request_client import UNREADABLE
 from edge_agent.fleet.device_table import DeviceTable
-from edge_agent.fleet.rollout import DeviceFacts, Look, Progress, Rollout, Step
-from edge_agent.fleet.rollout_plan import Unfit, contents, plan_waves
+from edge_agent.fleet.rollout import DeviceFacts, Look, DeviceProgress, Rollout, Step
+from edge_agent.fleet.rollout_plan import CannotGive, contents, plan_waves
 from edge_agent.protocol.decode import DesiredRefused, decode_desired
 from edge_agent.protocol.envelope import Inbound, Outbound
 from edge_agent.protocol.messages import Desired, Telemetry
@@ -108,7 +108,7 @@ class RolloutDriver:
         self._unfit: dict[str, str] = {}
         self._abort = intent is Intent.ABORT
         self._renewed = self._listens = False
-        self._shown: dict[str, tuple[Progress, str]] = {}
+        self._shown: dict[str, tuple[DeviceProgress, str]] = {}
         self.look: Look | None = None
         self.notes: deque[str] = deque(maxlen=NOTES)
         self.failure: str | None = None
@@ -307,7 +307,7 @@ class RolloutDriver:
         for name in (one for wave in begun.waves for one in wave):
             try:
                 self._contents(facts[name])
-            except Unfit as why:
+            except CannotGive as why:
                 wrong.append(f"{name}: {why}")
         if wrong:
             more = f" (and {len(wrong) - 5} more)" if len(wrong) > 5 else ""
@@ -388,7 +388,7 @@ class RolloutDriver:
         if step is Step.RECORD:
             try:
                 give, back = self._contents(facts)
-            except Unfit as why:
+            except CannotGive as why:
                 self._unfit[name] = str(why)
                 return None
             rollout = "" if self._own is None else self._own.rollout
@@ -405,11 +405,11 @@ class RolloutDriver:
     def _contents(self, facts: DeviceFacts) -> tuple[Desired, Desired]:
         plan = self._plan if self._own is None else self._own.plan
         if plan is None:
-            raise Unfit("there is no plan")
+            raise CannotGive("there is no plan")
         if facts.unreadable:
-            raise Unfit(f"its desired state cannot be read: {facts.unreadable}")
+            raise CannotGive(f"its desired state cannot be read: {facts.unreadable}")
         if facts.reported is None:
-            raise Unfit("it has never reported what it holds")
+            raise CannotGive("it has never reported what it holds")
         return contents(plan, facts.desired, facts.reported.installed, facts.version + 1)
 
     def _facts(self, state: RolloutState, now_s: float, wall_s: float) -> Mapping[str, DeviceFacts]:
@@ -435,8 +435,12 @@ class RolloutDriver:
         """Say what has changed since the last look."""
         for name, now in look.devices.items():
             told = self._shown.get(name)
-            if told != now and now[0] not in (Progress.UNTOUCHED, Progress.RECORDED):
-                if told is None or told[0] is not now[0] or now[0] is not Progress.WAITING:
+            if told != now and now[0] not in (
+                DeviceProgress.UNTOUCHED,
+                DeviceProgress.RECORDED,
+                DeviceProgress.UNANSWERED,
+            ):
+                if told is None or told[0] is not now[0] or now[0] is not DeviceProgress.WAITING:
                     self.notes.append(f"{name}: {now[0].value}{': ' if now[1] else ''}{now[1]}")
                 self._shown[name] = now
         state = look.state
@@ -452,12 +456,13 @@ def _turn_text(state: RolloutState, look: Look) -> str:
     """What is said where a rollout turns, or ends."""
     if state.phase == "returning":
         return f"stopped: {state.reason}; what was given it goes back"
-    counts = Counter(how for how, _ in look.devices.values())
+    open_ = (DeviceProgress.UNANSWERED, DeviceProgress.WAITING)
+    counts = Counter(DeviceProgress.WAITING if how in open_ else how for how, _ in look.devices.values())
     words = {
-        Progress.APPLIED: "have applied it" if state.phase == "done" else "hold what they had",
-        Progress.WAITING: "have not answered, and find it when they come back",
-        Progress.FAILED: "failed" if state.phase == "done" else "could not be brought back",
-        Progress.OVERTAKEN: "were given something else by somebody else, and are left alone",
+        DeviceProgress.APPLIED: "have applied it" if state.phase == "done" else "hold what they had",
+        DeviceProgress.WAITING: "have not answered, and find it when they come back",
+        DeviceProgress.FAILED: "failed" if state.phase == "done" else "could not be brought back",
+        DeviceProgress.OVERTAKEN: "were given something else by somebody else, and are left alone",
     }
     shown = [f"{counts[how]} {text}" for how, text in words.items() if counts[how]]
     return f"{state.phase}: {', '.join(shown) or 'nothing was given to anybody'}"

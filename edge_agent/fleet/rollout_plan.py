@@ -36,7 +36,7 @@ LONGEST_S = 30 * 86400.0
 WAVES = 64
 
 
-class Unfit(Exception):
+class CannotGive(Exception):
     """A device cannot be given the plan; the sentence says why."""
 
 
@@ -118,7 +118,8 @@ def plan_keys(plan: RolloutPlan) -> list[Key]:
 def contents(
     plan: RolloutPlan, before: Desired | None, installed: Iterable[InstalledEntry] | None, version: int
 ) -> tuple[Desired, Desired]:
-    """(what a device is given, with this version; what brings it back, with its earlier version or 0). Raises Unfit."""
+    """(what a device is given, with this version; what brings it back, with its earlier version or 0). Raises
+    CannotGive."""
     old = {model.model: model for model in before.models} if before is not None else {}
     given = dict(old)
     for model in plan.models:
@@ -136,9 +137,9 @@ def contents(
     for made in (give, msgspec.structs.replace(returned, version=version + 1)):
         sound = decode_desired(Inbound("", msgspec.json.encode(made)))
         if isinstance(sound, DesiredRefused):
-            raise Unfit(f"together with what it holds the desired state cannot be: {sound.reason}")
+            raise CannotGive(f"together with what it holds the desired state cannot be: {sound.reason}")
     if len(msgspec.json.encode([give, returned])) > MESSAGE_BYTES - 1024:
-        raise Unfit("its desired state before and after does not fit one message")
+        raise CannotGive("its desired state before and after does not fit one message")
     return give, returned
 
 
@@ -156,7 +157,7 @@ def _merged(old: DesiredModel | None, new: DesiredModel) -> DesiredModel:
     ]
     package = old.package if isinstance(new.package, UnsetType) else new.package
     if package is None:
-        raise Unfit(f"its desired state removes {new.model!r}, of which the plan names adapters alone")
+        raise CannotGive(f"its desired state removes {new.model!r}, of which the plan names adapters alone")
     return DesiredModel(model=new.model, package=package, adapters=[*kept, *new.adapters])
 
 
@@ -165,7 +166,7 @@ def _returned(old: DesiredModel | None, new: DesiredModel, held: Mapping[Key, st
 
     def before(adapter: str | None) -> str | None:
         if held is None:
-            raise Unfit("it does not say what it holds, so nothing could bring it back")
+            raise CannotGive("it does not say what it holds, so nothing could bring it back")
         return held.get((new.model, adapter))
 
     package: str | UnsetType | None = msgspec.UNSET if old is None else old.package

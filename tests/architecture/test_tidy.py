@@ -80,6 +80,8 @@ PATTERN_METHODS = frozenset({"match", "search", "fullmatch", "findall", "findite
 # ours; and the two that have nothing but a sentence to go by.
 PARSERS = {
     "edge_agent/actuators/power_mode.py": ("asks_for_reboot", "output of nvpmodel, whose exit code says nothing of it"),
+    "edge_agent/app/fleet_rollout.py": ("_given _source", "arguments of the command line: NAME=VALUE"),
+    "edge_agent/fleet/rollout_plan.py": ("_share", "a share in a plan: 25%"),
     "edge_agent/base/shown_text.py": ("many_lines", "replaces characters that a terminal acts on, whatever the words"),
     "edge_agent/backends/cpu_words.py": ("cpu_words", "the kernel's list of instruction sets in /proc/cpuinfo"),
     "edge_agent/backends/encoder_session.py": ("runtime_error", "the runtimes' own words for a failed allocation"),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from edge_agent.app import rollout
+from edge_agent.app import fleet_rollout
 from edge_agent.cli import main
 from edge_agent.fleet.rollout_driver import CLAIM_S
 from tests.support import told_devices as told
@@ -141,11 +141,11 @@ def test_an_operators_account_needs_what_the_page_names_and_says_what_is_missing
         assert "done: 2 have applied it" in said
     fewer = listed.replace("topic readwrite edge/v1/group/rollout/#", "topic read edge/v1/group/rollout/#")
     with Mosquitto(tmp_path / "fewer", users=users, acl=f"{boards}user rollout\n{fewer}") as broker:
-        rollout.CLAIM_S = 2.0
+        fleet_rollout.CLAIM_S = 2.0
         try:
             code, said = asyncio.run(run(broker))
         finally:
-            rollout.CLAIM_S = CLAIM_S
+            fleet_rollout.CLAIM_S = CLAIM_S
         assert code == 2
         assert "the broker does not show what is published on edge/v1/group/rollout/state" in said
 

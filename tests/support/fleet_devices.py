@@ -30,7 +30,10 @@ from tests.support import told_devices as told
 from tests.support.mosquitto import Mosquitto
 
 OLD, GOOD, BAD = (f"sha256:{digit * 64}" for digit in "123")
-FLEET = "import sys; from edge_agent.app import rollout; rollout.CLAIM_S = {claim}; from edge_agent.cli import main; "
+FLEET = (
+    "import sys; from edge_agent.app import fleet_rollout; fleet_rollout.CLAIM_S = {claim}; "
+    "from edge_agent.cli import main; "
+)
 
 
 class SimulatedDevice:

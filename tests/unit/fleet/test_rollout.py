@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from edge_agent.fleet.rollout import DeviceFacts, Look, Progress, Rollout, Step, progress
+from edge_agent.fleet.rollout import DeviceFacts, Look, DeviceProgress, Rollout, Step, progress
 from edge_agent.protocol import messages
 from edge_agent.protocol.rollout_messages import RolloutPlan, RolloutRecord, RolloutState
 from tests.support import told_devices as told
@@ -41,23 +41,23 @@ def facts(
 @pytest.mark.parametrize(
     ("at", "said", "how"),
     [
-        (body(1, OLD), None, Progress.RECORDED),
-        (None, None, Progress.RECORDED),
-        (body(2), None, Progress.WAITING),
-        (body(2), reported(1, ("m", "applied")), Progress.WAITING),
-        (body(2), reported(2, ("m", "pending")), Progress.WAITING),
-        (body(2), reported(2, ("m", "applied"), ("x", "refused")), Progress.APPLIED),
-        (body(2), reported(2, ("m", "refused"), ("x", "applied")), Progress.FAILED),
-        (body(2), reported(2, ("m", "rolled-back")), Progress.FAILED),
-        (body(2), reported(1, ("m", "applied"), not_taken=2), Progress.FAILED),
-        (body(3), reported(2, ("m", "applied")), Progress.OVERTAKEN),
-        (body(2, OLD), reported(1, ("m", "applied")), Progress.OVERTAKEN),
-        (body(2), reported(4, ("m", "applied")), Progress.OVERTAKEN),
-        (None, reported(2, ("m", "applied")), Progress.APPLIED),
+        (body(1, OLD), None, DeviceProgress.RECORDED),
+        (None, None, DeviceProgress.RECORDED),
+        (body(2), None, DeviceProgress.UNANSWERED),
+        (body(2), reported(1, ("m", "applied")), DeviceProgress.UNANSWERED),
+        (body(2), reported(2, ("m", "pending")), DeviceProgress.WAITING),
+        (body(2), reported(2, ("m", "applied"), ("x", "refused")), DeviceProgress.APPLIED),
+        (body(2), reported(2, ("m", "refused"), ("x", "applied")), DeviceProgress.FAILED),
+        (body(2), reported(2, ("m", "rolled-back")), DeviceProgress.FAILED),
+        (body(2), reported(1, ("m", "applied"), not_taken=2), DeviceProgress.FAILED),
+        (body(3), reported(2, ("m", "applied")), DeviceProgress.OVERTAKEN),
+        (body(2, OLD), reported(1, ("m", "applied")), DeviceProgress.OVERTAKEN),
+        (body(2), reported(4, ("m", "applied")), DeviceProgress.OVERTAKEN),
+        (None, reported(2, ("m", "applied")), DeviceProgress.APPLIED),
     ],
 )
 def test_a_device_counts_by_what_it_reports_of_what_the_plan_names(
-    at: messages.Desired | None, said: messages.Reported | None, how: Progress
+    at: messages.Desired | None, said: messages.Reported | None, how: DeviceProgress
 ) -> None:
     assert progress(facts(at, said), [("m", None)])[0] is how
 
@@ -181,7 +181,7 @@ def test_a_return_goes_to_whatever_has_a_record_but_not_over_somebody_else() -> 
     )
     look = looked(state, ("a", APPLIED), ("b", on_its_way), ("c", other), ("d", DeviceFacts()))
     assert look.steps == (("a", Step.RECORD_BACK), ("b", Step.RECORD_BACK))
-    assert look.devices["c"][0] is Progress.OVERTAKEN
+    assert look.devices["c"][0] is DeviceProgress.OVERTAKEN
 
 
 def test_a_return_has_ended_once_those_that_are_there_say_so() -> None:
@@ -192,4 +192,4 @@ def test_a_return_has_ended_once_those_that_are_there_say_so() -> None:
     assert looked(state, ("a", back), ("b", away)).state.phase == "returning"
     later = looked(rolled(31.0, phase="returning"), ("a", back), ("b", away))
     assert later.state.phase == "returned"
-    assert [later.devices[name][0] for name in "ab"] == [Progress.APPLIED, Progress.WAITING]
+    assert [later.devices[name][0] for name in "ab"] == [DeviceProgress.APPLIED, DeviceProgress.UNANSWERED]

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from edge_agent.base.errors import UsageError
-from edge_agent.fleet.rollout_plan import Unfit, check_plan, contents, plan_waves
+from edge_agent.fleet.rollout_plan import CannotGive, check_plan, contents, plan_waves
 from edge_agent.protocol.messages import Desired, InstalledEntry
 from edge_agent.protocol.rollout_messages import RolloutPlan
 
@@ -46,7 +46,7 @@ def test_a_device_without_a_desired_state_gets_back_what_it_holds() -> None:
     new = plan({"model": "m", "package": B}, {"model": "n", "package": C})
     _, back = contents(new, None, held(("m", None, A), ("m", "one", A), ("y", None, D)), 1)
     assert models(back) == [{"model": "m", "package": A}, {"model": "n", "package": None}]
-    with pytest.raises(Unfit, match="does not say what it holds"):
+    with pytest.raises(CannotGive, match="does not say what it holds"):
         contents(new, None, None, 1)
 
 
@@ -86,7 +86,7 @@ def test_a_removal_takes_the_adapters_along_and_returns_them() -> None:
 
 def test_adapters_alone_of_a_model_that_is_to_go_are_refused() -> None:
     before = desired(2, {"model": "m", "package": None})
-    with pytest.raises(Unfit, match="removes 'm'"):
+    with pytest.raises(CannotGive, match="removes 'm'"):
         contents(plan({"model": "m", "adapters": [{"adapter": "one", "package": B}]}), before, held(), 3)
 
 
@@ -100,7 +100,7 @@ def test_sources_of_packages_that_are_not_named_any_more_are_dropped() -> None:
 
 def test_what_does_not_fit_beside_what_the_device_holds_is_unfit() -> None:
     before = desired(2, *({"model": f"m{number}", "package": A} for number in range(128)))
-    with pytest.raises(Unfit, match="more than 128"):
+    with pytest.raises(CannotGive, match="more than 128"):
         contents(plan({"model": "m", "package": B}), before, held(), 3)
 
 
