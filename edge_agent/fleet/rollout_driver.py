@@ -27,7 +27,7 @@ from edge_agent.base.limits import DEVICES_WATCHED, MESSAGE_BYTES
 from edge_agent.base.shown_text import one_line
 from edge_agent.client.request_client import UNREADABLE
 from edge_agent.fleet.device_table import DeviceTable
-from edge_agent.fleet.rollout import DeviceFacts, Look, DeviceProgress, Rollout, Step
+from edge_agent.fleet.rollout import DeviceFacts, DeviceProgress, Look, Rollout, Step
 from edge_agent.fleet.rollout_plan import CannotGive, contents, plan_waves
 from edge_agent.protocol.decode import DesiredRefused, decode_desired
 from edge_agent.protocol.envelope import Inbound, Outbound

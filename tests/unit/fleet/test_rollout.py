@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from edge_agent.fleet.rollout import DeviceFacts, Look, DeviceProgress, Rollout, Step, progress
+from edge_agent.fleet.rollout import DeviceFacts, DeviceProgress, Look, Rollout, Step, progress
 from edge_agent.protocol import messages
 from edge_agent.protocol.rollout_messages import RolloutPlan, RolloutRecord, RolloutState
 from tests.support import told_devices as told
