@@ -74,7 +74,12 @@ def test_nothing_that_a_device_says_becomes_more_than_text(window: Window, place
         teller.say("mallory", "info", info)
         teller.say("mallory", "models", {"models": [entry, {"name": "askable", "task": "classify", "labels": [EVIL]}]})
         item = {"model": EVIL, "adapter": EVIL, "package": EVIL, "state": EVIL, "reason": EVIL, "next": EVIL}
-        reported = {"version": 1, "state": EVIL, "items": [item], "not_taken": {"reason": EVIL}}
+        held = [
+            {"model": EVIL, "adapter": None, "package": "sha256:" + "0" * 64},
+            {"model": "m", "package": EVIL},
+            EVIL,
+        ]
+        reported = {"version": 1, "state": EVIL, "items": [item], "not_taken": {"reason": EVIL}, "installed": held}
         teller.say("mallory", "reported", reported)
         teller.say("mallory", "telemetry", report)
         teller.say("mallory", "telemetry", report)

@@ -21,6 +21,7 @@ import pytest
 
 from edge_agent.client.request_client import RequestClient
 from edge_agent.protocol import messages
+from edge_agent.store.inbox_packages import package_digest
 from tests.browser.window import (
     MODEL,
     SHOTS,
@@ -457,6 +458,82 @@ def test_an_order_asks_once_is_sent_once_and_shows_its_answer(window: Window, pl
         shown(answers.first, re.compile("4[0-9][0-9]: .*none.tar"))
         names = [topic.rpartition("/")[2] for topic in seen]
         assert names == ["unload", "load", "rollback", "install", "install"]
+
+
+def sees_desired(place: Place) -> tuple[Teller, list[dict[str, Any]]]:
+    teller, seen = Teller(place.broker.port), list[dict[str, Any]]()
+    teller._client.on_message = lambda _c, _u, message: seen.append(json.loads(message.payload or b"{}"))
+    teller._client.subscribe("edge/v1/pi/desired")
+    return teller, seen
+
+
+def test_a_desired_state_is_looked_at_declared_once_and_reported(window: Window, place: Place, tmp_path: Path) -> None:
+    third = echo_package(tmp_path, "third")
+    digest = package_digest(third)
+    inbox = place.pi.folder / "state" / "inbox"
+    inbox.mkdir(exist_ok=True)
+    shutil.move(third, inbox)
+    page = window.open("pi")
+    wanted = panel(page, "Desired state")
+    wanted.get_by_text("Declare another one").click()
+    look, said = wanted.get_by_role("button", name="Look at it"), wanted.get_by_role("status")
+    teller, seen = sees_desired(place)
+    with teller:
+        try:
+            look.click()
+            shown(said, "Nothing is named")
+            wanted.get_by_role("button", name="Name a package").click()
+            wanted.get_by_label("Model").fill("third")
+            wanted.get_by_label("Package").fill("sha256:12")
+            look.click()
+            shown(said, "64 digits")
+            wanted.get_by_label("Package").fill(digest)
+            look.click()
+            shown(wanted.locator("pre"), digest)
+            wanted.get_by_role("button", name="No", exact=True).click()
+            look.click()
+            wanted.get_by_role("button", name="Yes, declare version 1").click()
+            shown(said, "the broker keeps it")
+            shown(wanted, "version 1: applied")
+            panel(page, "Models").locator("[data-model=third]").wait_for()
+            wanted.get_by_role("button", name="Leave out").click()
+            wanted.locator("[data-installed=third] select").select_option("to be removed")
+            wanted.get_by_label("Version").fill("1")
+            look.click()
+            wanted.get_by_role("button", name="Yes, declare version 1").click()
+            shown(wanted, "the last one was not taken")
+            wanted.get_by_label("Version").fill("2")
+            look.click()
+            wanted.get_by_role("button", name="Yes, declare version 2").click()
+            shown(wanted, "version 2: applied")
+            panel(page, "Models").locator("[data-model=third]").wait_for(state="detached")
+            wanted.get_by_role("button", name="Withdraw").click()
+            wanted.get_by_role("button", name="Yes, withdraw").click()
+            shown(said, "withdraw the desired state: the broker keeps it")
+        finally:
+            teller._client.publish("edge/v1/pi/desired", b"", 1, retain=True).wait_for_publish(10)
+            time.sleep(0.2)
+    policy = {"within_s": 86400, "others": "keep"}
+    gone = {"models": [{"model": "third", "package": None}], "policy": policy}
+    assert seen == [
+        {"version": 1, "models": [{"model": "third", "package": digest}], "policy": policy},
+        {"version": 1} | gone,
+        {"version": 2} | gone,
+        {},
+        {},  # of this test's end
+    ]
+
+
+def test_what_the_access_list_forbids_to_declare_is_a_sentence(window: Window, place: Place) -> None:
+    page = window.open(broker=None)
+    fill_form(page, place, "viewer", USERS["viewer"])
+    card(page, "pi").click()
+    wanted = panel(page, "Desired state")
+    wanted.get_by_text("Declare another one").click()
+    wanted.locator("[data-installed=slow] select").select_option("to be removed")
+    wanted.get_by_role("button", name="Look at it").click()
+    wanted.get_by_role("button", name=re.compile("Yes, declare")).click()
+    shown(wanted.get_by_role("status"), "access list does not let this user send there")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

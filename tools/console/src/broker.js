@@ -11,6 +11,7 @@ const CONNECT_MS = 10_000;
 const GRACE_MS = 3000;
 const OPEN = 64;
 const NOBODY = 16;
+const DECLARE_S = 15;
 const REFUSALS = {
   4: "The broker refused this user name or password.",
   5: "The broker does not let this user connect.",
@@ -21,6 +22,9 @@ const REFUSALS = {
   135: "The broker does not let this user connect: it asks for a user name and a password.",
 };
 const FINAL = new Set([1, 2, 4, 5, 132, 133, 134, 135]);
+
+const refusedThere = (error) =>
+  line(error.code === 135 ? "The broker's access list does not let this user send there." : error.message);
 
 const random = () => Array.from(crypto.getRandomValues(new Uint8Array(8)), (one) => one.toString(16).padStart(2, "0")).join("");
 
@@ -138,9 +142,9 @@ export class Broker {
     if (packet.cmd !== "puback") return;
     const id = this._sent.get(packet.messageId);
     this._sent.delete(packet.messageId);
-    if (id !== undefined && packet.reasonCode === NOBODY) {
-      this._finish(id, { failed: "Nobody listens there: the device is not connected to the broker." });
-    }
+    if (id === undefined || packet.reasonCode !== NOBODY) return;
+    if (this._open.get(id)?.kept) this._finish(id, { sent: true, unheard: true });
+    else this._finish(id, { failed: "Nobody listens there: the device is not connected to the broker." });
   }
 
   /** Ask; `got` is called with {part} for each part of a stream and once with {reply} or {failed}. Returns the id. */
@@ -151,6 +155,22 @@ export class Broker {
   /** An order to a device; as `ask`. */
   order(device, name, body, deadlineS, got) {
     return this._send(`${device}/cmd/${name}`, body, deadlineS, got);
+  }
+
+  /** Publish a device's desired state, or withdraw it (null); `got` is called once with {sent} or {failed}. */
+  declare(device, body, got) {
+    if (!this.connected) {
+      queueMicrotask(() => got({ failed: "There is no connection to the broker." }));
+      return;
+    }
+    const id = random();
+    const timer = setTimeout(() => this._finish(id, { failed: `The broker has not taken it within ${DECLARE_S} s.` }), DECLARE_S * 1000);
+    this._open.set(id, { got, next: 0, timer, kept: true });
+    const payload = body === null ? "" : JSON.stringify(body);
+    this._client.publish(`${this.prefix}/${device}/desired`, payload, { qos: 1, retain: true }, (error) => {
+      this._finish(id, error ? { failed: refusedThere(error) } : { sent: true });
+    });
+    this._sent.set(this._client.getLastMessageId(), id);
   }
 
   cancel(device, id) {
@@ -172,9 +192,7 @@ export class Broker {
     const properties = { messageExpiryInterval: Math.ceil(deadlineS) };
     const options = { qos: 1, ...(this._client.options.protocolVersion === 5 ? { properties } : {}) };
     this._client.publish(`${this.prefix}/${place}`, JSON.stringify(whole), options, (error) => {
-      if (!error) return;
-      const denied = error.code === 135 ? "The broker's access list does not let this user send there." : error.message;
-      this._finish(id, { failed: line(denied) });
+      if (error) this._finish(id, { failed: refusedThere(error) });
     });
     this._sent.set(this._client.getLastMessageId(), id);
     return id;

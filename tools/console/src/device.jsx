@@ -4,6 +4,7 @@ import { useState } from "preact/hooks";
 
 import { Act } from "./act.jsx";
 import { Ask } from "./ask.jsx";
+import { Desired } from "./desired.jsx";
 import { softLimit, throttleFlags, troubles } from "./fleet.js";
 import { Plots } from "./plots.jsx";
 import { sensor } from "./read.js";
@@ -34,7 +35,7 @@ export function DeviceView({ name, fleet, broker, back }) {
         <Act device={device} broker={broker} />
         <Refusals device={device} />
         <About device={device} />
-        <Desired reported={device.reported} />
+        <Desired device={device} broker={broker} />
         <Events device={device} nowMs={nowMs} />
       </div>
     </div>
@@ -230,27 +231,6 @@ function Refusals({ device }) {
           </tbody>
         </table>
       )}
-    </Panel>
-  );
-}
-
-function Desired({ reported }) {
-  if (reported === null || (reported.version === null && !reported.notTaken)) return null;
-  return (
-    <Panel name="Desired state" wide>
-      <p>version {reported.version ?? "–"}: {reported.state || "none was taken"}</p>
-      {reported.notTaken && <p class="bad">the last one was not taken: {reported.notTaken}</p>}
-      <div class="scroll"><table><tbody>
-        {reported.items.map((one) => (
-          <tr key={one.name}>
-            <th scope="row">{one.name}</th>
-            <td class={one.state === "refused" || one.state === "rolled-back" ? "bad" : ""}>{one.state}</td>
-            <td>{one.package ? one.package.slice(0, 19) : "to be removed"}</td>
-            <td>{one.attempts > 0 && `${one.attempts} attempts`}</td>
-            <td>{[one.reason, one.next].filter(Boolean).join("; ")}</td>
-          </tr>
-        ))}
-      </tbody></table></div>
     </Panel>
   );
 }

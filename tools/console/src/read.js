@@ -189,6 +189,10 @@ export function readTelemetry(body) {
   };
 }
 
+/** A digest of a package's index. */
+export const isDigest = (value) => typeof value === "string" && /^sha256:[0-9a-f]{64}$/.test(value);
+const fitting = (one) => isName(one.model) && (one.adapter === null || isName(one.adapter)) && isDigest(one.package);
+
 /** How far a device is with its desired state: docs/desired.md. */
 export function readReported(body) {
   const item = (one) => [line(one.model, 80), line(one.adapter, 80)].filter(Boolean).join(" + ");
@@ -196,6 +200,9 @@ export function readReported(body) {
     version: number(body.version),
     state: line(body.state, 20),
     notTaken: isObject(body.not_taken) ? line(body.not_taken.reason) || "no reason was given" : "",
+    notTakenVersion: isObject(body.not_taken) ? number(body.not_taken.version) : null,
+    installed: list(body.installed, 256).map(object).filter(fitting)
+      .map((one) => ({ model: one.model, adapter: one.adapter ?? null, package: one.package })),
     items: list(body.items, 128).map(object).map((one) => ({
       name: item(one),
       package: line(one.package, 80),
@@ -204,6 +211,9 @@ export function readReported(body) {
       attempts: count(one.attempts),
       reason: line(one.reason),
       next: line(one.next),
+      until: number(one.until),
+      fetched: number(object(one.progress).fetched_bytes),
+      whole: number(object(one.progress).total_bytes),
     })),
   };
 }
