@@ -1,6 +1,7 @@
 """Every training method: trained, exported in each of its forms, and computed by the device's code."""
 
 import numpy as np
+import onnx
 import pytest
 from safetensors import safe_open
 
@@ -8,6 +9,9 @@ from edge_forge.evaluate import measure_onnx as measure
 from edge_forge.evaluate.classifier_metrics import evaluate
 from edge_forge.evaluate.predict import predict, predict_with_features
 from edge_forge.export.onnx import export_graphs as export
+from edge_forge.export.onnx import quantize
+from edge_forge.export.onnx.graph import metadata
+from edge_forge.export.onnx.inject import KEY
 from edge_forge.models import bases
 from edge_forge.train.checkpoints import RunFolders
 from edge_forge.train.classifier_job import ClassifierJob
@@ -74,3 +78,30 @@ def test_what_a_method_learned_is_computed_alike_by_pytorch_and_by_the_device(na
         with safe_open(tmp_path / "run" / "adapter.safetensors", framework="pt") as file:
             ranks = [file.get_tensor(key).shape[1] for key in file.keys() if key.endswith(".A")]  # noqa: SIM118
         assert max(ranks, default=1) == record.adapter_rank <= METHODS[name].bank_rank(4)
+
+
+def test_a_training_in_int8_is_scored_by_what_the_banked_int8_graph_answers(base, banked, tmp_path):
+    (tmp_path / "work").mkdir()
+    values = {**QUICK, "epochs": 3, "learning_rate": 5e-3, "rank": 4, "precision": "int8", "frozen_share": 0.5}
+    job = ClassifierJob(
+        base.directory, base.base_id, tmp_path / "run", tmp_path / "work",
+        RunFolders(tmp_path / "kept", tmp_path / "reports"), LABELS, ROWS, ROWS, settings("lora", values=values),
+    )  # fmt: skip
+    record = run(job, Told())
+    assert record.choice["precision"] == "int8"
+    modules = [site["module"] for site in metadata(onnx.load(banked / "model.onnx"), KEY)["sites"]]
+    made = quantize.make(
+        encoder_path=banked / "traced" / "encoder.onnx", out_dir=tmp_path / "int8", formats=[quantize.INT8],
+        tokenizer_path=banked / "tokenizer.json", max_tokens=16, bank=(BANK, modules),
+    )  # fmt: skip
+    losses = []
+    for path in (made.paths["int8"], banked / "model.onnx"):
+        attached = measure.OnnxSubject(
+            path, banked / "tokenizer.json", 16, tmp_path / "run" / "adapter.safetensors", base.base_id, threads=1,
+            max_rows=8,
+        )  # fmt: skip
+        logits = measure.outputs(attached, TEXTS).logits[:, : len(LABELS)]
+        losses.append(evaluate(logits, [label for _, label in ROWS], LABELS).nll)
+    told = min(one["validation_loss"] for one in record.curves)
+    assert told == pytest.approx(losses[0], abs=2e-4)
+    assert abs(told - losses[0]) < abs(told - losses[1]) / 3, "nearer than FP32's answers"

@@ -26,7 +26,7 @@ from edge_forge.progress import Phases
 from edge_forge.recipe.classifier_recipe import ClassifierRecipe, CompressSection, with_method
 from edge_forge.train import settings as presets
 from edge_forge.train.methods import FULL, METHODS
-from edge_forge.train.settings import TrainSettings
+from edge_forge.train.settings import INT8, TrainSettings
 
 if TYPE_CHECKING:
     # A training asks its compression for its base, and a compression is of two trainings.
@@ -41,10 +41,17 @@ def teacher_recipe(recipe: ClassifierRecipe) -> ClassifierRecipe:
     tuned = recipe if method == own else with_method(recipe, method, "")
     return msgspec.structs.replace(
         tuned,
+        train={**tuned.train, "precision": _precision(recipe)},
         compress=CompressSection(),
         export=msgspec.structs.replace(recipe.export, banked=False, merged=True),
         quantize=msgspec.structs.replace(recipe.quantize, litert=(), tensorrt=()),
     )
+
+
+def _precision(recipe: ClassifierRecipe) -> str:
+    """That of teacher and distillation: what INT8 computes is learned by the recipe's own training, which is last."""
+    own = recipe.training.precision
+    return "auto" if own == INT8 else own
 
 
 class Compression:
@@ -102,6 +109,7 @@ class Compression:
         """How the student is trained: every weight, with the recipe's own seed, threads and processes."""
         section, own = self.recipe.compress, self.recipe.training
         values: dict[str, object] = {key: getattr(own, key) for key in _KEPT}
+        values |= {"precision": _precision(self.recipe)}
         values |= {"epochs": section.epochs, "learning_rate": section.learning_rate, "batch_size": section.batch_size}
         return presets.settings(FULL.name, "best", {**values, "head_learning_rate_ratio": 1.0}, "compress")
 

@@ -35,9 +35,10 @@ from edge_forge.train import step_benchmark as speed
 from edge_forge.train.batches import RowDataset
 from edge_forge.train.checkpoints import BEST, Checkpoints
 from edge_forge.train.frozen_states import KeptStates, TokenizedRows, keep_features, keep_states, tokenize
+from edge_forge.train.int8_aware import compute_in_int8
 from edge_forge.train.record import TrainRecord, peak_bytes
 from edge_forge.train.resumable_trainer import KeptFiles
-from edge_forge.train.settings import TrainSettings
+from edge_forge.train.settings import INT8, TrainSettings
 from edge_forge.train.worker_process import Report
 
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ def _steps(going: TrainingRun) -> TrainRecord:
     with going.phase("open"):
         encoder = open_encoder(job.base_dir, settings.dropout)
         going.count(sum(parameter.numel() for parameter in encoder.model.parameters()))
+        if settings.precision == INT8:
+            compute_in_int8(encoder, job.base_dir, settings.max_tokens)
     wanted = settings.first_layer or int(encoder.layers * settings.frozen_share)
     first_layer = resolve_layer(wanted, encoder.layers) if method.freezes_below else 0
     with going.phase("keep"):

@@ -78,11 +78,14 @@ class Method:
     peft_form: bool = False
     """Whether peft's own files hold the result; else the pairs are written as plain LoRA."""
     choose_forward: Callable[[Any, str], None] = _keep_forward
-    """Lets the trained model compute in the way that is fastest at a precision ('fp32' or 'bf16')."""
+    """Lets the trained model compute in the way that is fastest at a precision ('fp32', 'bf16' or 'int8')."""
     companion: Callable[[Any], Any] = _alone
     """The trained model -> a callback of transformers' Trainer that the method needs, or None."""
     resumes: bool = True
     """Whether a run that was killed goes on from a checkpoint; else it begins anew."""
+    not_in_int8: str = ""
+    """Why it cannot be trained with `precision = "int8"`: what it computes is not what the INT8 variant does; '' where
+    it can."""
     no_generator: str = ""
     """Why a generator cannot be trained by it; '' where it can."""
 
@@ -237,14 +240,16 @@ _OTHERS = (
         "the difference to the base, [B, -B0] [A; A0]: twice the rank", _apply_pissa,
         values={"rank": 8, "alpha": 8.0}, step=0.2, rank_factor=2, merge=_merge_peft, pairs=_pissa_pairs,
         choose_forward=_choose_lora_forward,
+        not_in_int8="it trains beside what is left of the base's weights, whose codes no device has",
     ),
     Method(
         "dora", "DoRA", INSERTED, _WHOLE, _LORA, "m (W + BA) / norm(W + BA) folded into the weights", _apply_dora,
-        merge=_merge_peft,
+        merge=_merge_peft, not_in_int8="its weights are rescaled after the product, which changes their codes",
     ),
     Method(
         "bottleneck", "bottleneck adapters", INSERTED, frozenset({OWN_GRAPH}), _LORA,
         "two further products behind each sublayer, in the graph", _apply_bottleneck,
+        not_in_int8="its graph has codes of the inserted products too",
         no_generator="llama.cpp computes the base's own architecture, and bottleneck adapters add layers to it",
     ),
 )  # fmt: skip

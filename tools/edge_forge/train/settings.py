@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound="DataclassInstance")
 
-PRECISIONS = ("auto", "fp32", "bf16")
+INT8 = "int8"
+"""The precision in which products are computed as the INT8 variant does (`int8_aware`)."""
+PRECISIONS = ("auto", "fp32", "bf16", INT8)
 SCHEDULES = ("linear", "cosine", "constant")
 OPTIMIZERS = ("adamw", "sgd")
 CLASS_WEIGHTS = ("none", "balanced")
@@ -74,7 +76,7 @@ class TrainSettings:
     seed: int = 17
     # Longer texts are cut to so many tokens, special ones included.
     max_tokens: int = 128
-    # "auto" takes what a short measurement at start finds faster; "bf16" is autocast.
+    # "auto" takes what a short measurement at start finds faster; "bf16" is autocast; "int8" trains what INT8 computes.
     precision: str = "auto"
     # Threads of the tensor library; 0 lets the measurement at start choose.
     threads: int = 0
@@ -177,6 +179,8 @@ def check(settings: DataclassInstance, where: str) -> None:
             f"{where}.consistency",
             "set token_dropout, for example to 0.1",
         )
+    if getattr(settings, "precision", "") == INT8:
+        _check_int8(settings, where)
     for name in getattr(settings, "report_to", ()):
         if name not in REPORTERS:
             raise ConfigError(f"report_to names {name!r}", f"{where}.report_to", f"use {', '.join(REPORTERS)}")
@@ -189,6 +193,20 @@ def check(settings: DataclassInstance, where: str) -> None:
         raise ConfigError(
             "targets is empty", f"{where}.targets", 'name at least one, for example targets = ["attention"]'
         )
+
+
+def _check_int8(settings: DataclassInstance, where: str) -> None:
+    if not isinstance(settings, TrainSettings):
+        raise ConfigError(
+            "precision = 'int8' is of classifiers: llama.cpp's formats have other arithmetic", f"{where}.precision",
+            "use auto, fp32 or bf16",
+        )  # fmt: skip
+    known = METHODS[settings.method]
+    if known.not_in_int8:
+        raise ConfigError(
+            f"precision = 'int8' cannot train {known.title}: {known.not_in_int8}", f"{where}.precision",
+            'use "auto", or another method such as lora',
+        )  # fmt: skip
 
 
 def _typed(key: str, value: object, kind: type, where: str) -> object:

@@ -29,6 +29,7 @@ from edge_forge.export.onnx.graph import FloatArray, GraphEditor, finished, run_
 from edge_forge.export.onnx.inject import inject_bank
 from edge_forge.export.onnx.sites import LinearSite, read_sites
 from edge_forge.models.bases import plain_tokenizer
+from edge_forge.models.wide_channels import LEAST, wide
 
 if TYPE_CHECKING:
     from edge_forge.export.onnx.export_graphs import Bank
@@ -39,8 +40,6 @@ EMBEDDING_BYTES_MIN = 1 << 20
 
 _MICROSOFT = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
-_LEAST = 1e-30
-"""Added to a token's largest magnitude: a token of zeros is not divided by zero."""
 _MIDDLE = 128
 """The uint8 code of 0. ONNX Runtime has no fast kernel for signed activation codes: they take seven times as long."""
 
@@ -103,7 +102,7 @@ def _token_codes(editor: GraphEditor, x: str, apart: Sequence[int], width: int, 
     axis = "token.axis"
     if editor.constant(axis) is None:
         editor.add_constant(axis, np.asarray([-1], np.int64))
-        editor.add_constant("token.least", np.asarray(_LEAST, np.float32))
+        editor.add_constant("token.least", np.asarray(LEAST, np.float32))
     kept = x
     if apart:
         mask = np.ones(width, np.float32)
@@ -239,37 +238,13 @@ Feed = Mapping[str, npt.NDArray[np.int64 | np.float32]]
 """Inputs of a graph by name: ids and mask; of a banked graph its arrays, too."""
 
 
-# Channels of a tensor that may be set apart; the least count that does nearly as well as the most is taken.
-_APART_COUNTS = (0, 1, 2, 4, 8)
-_APART_SHARE = 1 / 16
-# Setting channels apart takes a tenth of the graph's time. It is worth it where tokens' scales fall by a sixth or more.
-_APART_GAIN = 1.2
-_NEAR_BEST = 0.9
-
-
 def wide_channels(model: onnx.ModelProto, feeds: Sequence[Feed]) -> dict[str, tuple[int, ...]]:
     """Per tensor that a site's product reads, the channels to set apart from per-token INT8: mostly 0 to 4.
 
     They are those with the largest values over `feeds`, as many as make the tokens' scales smaller. They are a property
     of the base, so general texts find them. Raises BackendError without feeds.
     """
-    return {name: _wide(np.concatenate(parts)) for name, parts in _magnitudes(model, feeds).items()}
-
-
-def _wide(magnitudes: FloatArray) -> tuple[int, ...]:
-    """From magnitudes [tokens, channels]."""
-    order = np.argsort(-magnitudes.max(axis=0), kind="stable")
-    whole = magnitudes.max(axis=1)
-    gains = {}
-    for count in _APART_COUNTS:
-        if count <= len(order) * _APART_SHARE:
-            rest = np.delete(magnitudes, order[:count], axis=1).max(axis=1)
-            gains[count] = float(np.mean(whole / np.maximum(rest, _LEAST)))
-    best = max(gains.values())
-    if best < _APART_GAIN:
-        return ()
-    count = min(count for count, gain in gains.items() if gain >= _NEAR_BEST * best)
-    return tuple(sorted(int(channel) for channel in order[:count]))
+    return {name: wide(np.concatenate(parts)) for name, parts in _magnitudes(model, feeds).items()}
 
 
 def _magnitudes(model: onnx.ModelProto, feeds: Sequence[Feed]) -> dict[str, list[FloatArray]]:
