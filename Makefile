@@ -52,6 +52,8 @@ help:
 	@echo "             (minutes; as root, with debootstrap, systemd-container, mosquitto and a network for wheels and apt)"
 	@echo "make families    every family of encoders, built, installed and asked; prints the table of docs/figures.md (half an hour)"
 	@echo "make bench   the figures of docs/figures.md, measured here"
+	@echo "make study DATA=DIR MINUTES=60   methods on public tasks, each at its best step size; goes on where it was stopped;"
+	@echo "             writes docs/study.md (a night and more for all of it)"
 	@echo "make conformance CLONES=\"--suite DIR --maskbench DIR\" CHECKS=\"brokers clients\"   ours beside the programs and suites"
 	@echo "             of others (all that are there: half an hour); writes docs/conformance.md"
 	@echo "make conformance-schemas MASKBENCH=... SUITE=...   structured answers against JSONSchemaBench and"
@@ -138,6 +140,12 @@ format: setup
 
 bench: setup litert
 	@PYTHONPATH=tools $(BIN)/python -m bench
+
+# Resumable; what is done stands in docs/study.json, and the page docs/study.md is written from it.
+.PHONY: study
+study: setup
+	@test -n "$(DATA)" || { echo "name the folder of the data sets: make study DATA=DIR (docs/study.md)"; exit 1; }
+	@PYTHONPATH=tools $(BIN)/python -m bench.study --data "$(DATA)" $(if $(MINUTES),--minutes $(MINUTES)) $(FLAGS)
 
 # Other people's schemas, which are not part of this repository: the folders of two clones (see tools/bench/schemas.py).
 MASKBENCH ?= ../jsonschemabench/maskbench/data

@@ -86,7 +86,7 @@ def run(method, scores, cpu_s, adapter=True):
                   "settings": {"learning_rate": 1e-3}},
         "seeds": [{"seed": at, "score": score, "cpu_s": cpu_s, "wall_s": 1.0, "peak_bytes": 1 << 30}
                   for at, score in enumerate(scores)],
-        "variants": variants, "step_sizes": [],
+        "variants": variants, "step_sizes": [], "split": "test", "scores": {"test": {"rows": 1000}},
     }  # fmt: skip
     return figures | ({"adapter_bytes": 700 << 10} if adapter else {})
 
@@ -106,7 +106,9 @@ GOOD = (0.90, 0.91, 0.92)
         ({"t lora": run("lora", GOOD, 60), "t pissa": run("pissa", (0.899, 0.909, 0.919), 50)},
          ["**Take t pissa** (PiSSA, rank 16)", "is not told apart from the highest, 0.9100 of t lora, by 3 seeds",
           "0.83 times the processor time of t lora"]),
-        ({"t full": run("full", (0.92,), 90, False), "t lora": run("lora", (0.91,), 60)}, ["**Take t full**"]),
+        ({"t full": run("full", (0.92,), 90, False), "t lora": run("lora", (0.88,), 60)}, ["**Take t full**"]),
+        ({"t full": run("full", (0.92,), 90, False), "t lora": run("lora", (0.91,), 60)},
+         ["**Take t lora**", "is not told apart from the highest, 0.9200 of t full, by one seed on so many rows"]),
     ],
 )  # fmt: skip
 def test_the_recommendation_follows_from_the_figures(runs, said):

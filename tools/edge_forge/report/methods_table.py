@@ -1,7 +1,8 @@
 """Methods side by side over seeds, and a recommendation in words: which method, attached or merged, in which format.
 
-`runs` maps a name to the figures of a build (`plan.classifier_plan`) with `seeds`: {seed, score, cpu_s, wall_s,
-peak_bytes} of each run, and `step_sizes`: what each step size scored on the validation rows.
+`runs` maps a name to the figures of a build (`plan.classifier_plan`: of these `train`, `variants`, `adapter_bytes`,
+`split` and `scores` are read) with `seeds`: {seed, score, cpu_s, wall_s, peak_bytes} of each run, and `step_sizes`:
+what each step size scored on the validation rows.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ def recommendation(runs: Runs) -> str:
     else:
         told += (
             f"its mean accuracy, {means[chosen]:.4f}, is not told apart from the highest, {means[best]:.4f} of {best}, "
-            f"by {len(figures['seeds'])} seeds"
+            f"by {_by(figures)}"
         )
     others = [name for name in equal if name != chosen]
     told += f", and {_why(runs, chosen, others)}." if others else "; no other run is as good."
@@ -135,11 +136,30 @@ def recommendation(runs: Runs) -> str:
     return told + (f" Behind: {', '.join(behind)}." if behind else "")
 
 
+def _by(figures: Mapping[str, Any]) -> str:
+    """What does not tell two runs apart."""
+    count = len(figures["seeds"])
+    return f"{count} seeds" if count > 1 else "one seed on so many rows"
+
+
 def _as_good(one: Mapping[str, Any], best: Mapping[str, Any]) -> bool:
-    """Whether the seeds, in pairs, leave it open that a run is as good as the best, or it is nearly so."""
+    """Whether it is left open that a run is as good as the best, or it is nearly so: by the seeds, in pairs; of one
+    seed by the number of rows that both were measured on."""
     pairs = [other["score"] - own["score"] for own, other in zip(one["seeds"], best["seeds"], strict=False)]
     found = spread(pairs)
-    return found.mean <= _NEAR or (not math.isnan(found.half) and found.mean - found.half <= 0.0)
+    half = _of_rows(one, best) if len(pairs) == 1 else found.half
+    return found.mean <= _NEAR or found.mean - half <= 0.0
+
+
+def _of_rows(one: Mapping[str, Any], best: Mapping[str, Any]) -> float:
+    """Half the 95 % interval of the difference of two accuracies by their rows, as if those were drawn for each anew;
+    both answer the same rows, so it is rather too wide."""
+    variances = [
+        share * (1.0 - share) / figures["scores"][figures["split"]]["rows"]
+        for figures in (one, best)
+        for share in [figures["seeds"][0]["score"]]
+    ]
+    return 1.96 * math.sqrt(sum(variances))
 
 
 def _attached(figures: Mapping[str, Any]) -> bool:
