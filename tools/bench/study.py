@@ -293,7 +293,7 @@ def measured(plan: ClassifierPlan, measure: str) -> dict[str, Any]:
         "trainable_parameters": record["trainable_parameters"], "baseline_bytes": record["baseline_bytes"],
         "train_s": record["phases_s"], "file_bytes": sum(path.stat().st_size for path in weights),
         "is_adapter": adapter.is_file(), "code": training.steps.entries["train"].record["code"],
-        "versions": record["versions"], "load": os.getloadavg()[0],
+        "versions": record["versions"],
     }  # fmt: skip
 
 

@@ -108,8 +108,8 @@ def _conditions(content: Content) -> Iterator[Block]:
     conditions = content["conditions"]
     settings = ", ".join(f"{key} {value}" for key, value in conditions["settings"].items())
     runs = [one for task in content["tasks"] for name in _names(content, task) for one in _scored(content, task, name)]
-    codes, loads = {one["code"] for one in runs}, [one["load"] for one in runs]
-    load = f" The load of the machine at the end of a run was {min(loads):.1f} to {max(loads):.1f}." if loads else ""
+    codes, shares = {one["code"] for one in runs}, [one["cpu_s"] / one["wall_s"] for one in runs]
+    load = f" A training had {100 * min(shares):.0f} to {100 * max(shares):.0f} % of a core." if shares else ""
     yield Heading("Conditions")
     yield Paragraph(
         f"Base `{conditions['base']}`; {conditions['host']}; {settings}; other settings are the presets' of each "

@@ -13,7 +13,7 @@ def run(seed: int, rate: float, score: float, **values: Any) -> dict[str, Any]:
     return {
         "seed": seed, "learning_rate": rate, "score": score, "accuracy": score, "quality": score, "validation": score,
         "cpu_s": 50.0, "peak_bytes": 600 << 20, "trainable_parameters": 1000, "file_bytes": 700 << 10,
-        "is_adapter": True, "method": "lora", "adapter_rank": 8, "code": "c", "load": 1.0, **values,
+        "is_adapter": True, "method": "lora", "adapter_rank": 8, "code": "c", "wall_s": 200.0, **values,
     }  # fmt: skip
 
 
@@ -66,6 +66,7 @@ def test_the_page_says_what_it_cannot_tell() -> None:
     assert "full on rte (largest), lora r8 on rte (smallest)" in said
     assert "Rows were cut: rte (1,000 training and 1,000 test rows)" in said
     assert "Some methods have 2 seeds" in said
+    assert "A training had 25 to 50 % of a core." in said  # other programs ran
     assert said.count("not run") >= 6  # losses and forgetting, of which no graph was made
 
 
