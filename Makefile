@@ -53,7 +53,7 @@ help:
 	@echo "make families    every family of encoders, built, installed and asked; prints the table of docs/figures.md (half an hour)"
 	@echo "make bench   the figures of docs/figures.md, measured here"
 	@echo "make study DATA=DIR MINUTES=60   methods on public tasks, each at its best step size; goes on where it was stopped;"
-	@echo "             writes docs/study.md (a night and more for all of it)"
+	@echo "             writes build/study/study.md (a night and more for all of it; docs/study.md)"
 	@echo "make conformance CLONES=\"--suite DIR --maskbench DIR\" CHECKS=\"brokers clients\"   ours beside the programs and suites"
 	@echo "             of others (all that are there: half an hour); writes docs/conformance.md"
 	@echo "make conformance-schemas MASKBENCH=... SUITE=...   structured answers against JSONSchemaBench and"
@@ -141,11 +141,13 @@ format: setup
 bench: setup litert
 	@PYTHONPATH=tools $(BIN)/python -m bench
 
-# Resumable; what is done stands in docs/study.json, and the page docs/study.md is written from it.
+# Resumable: what is done stands in $(PAGE).json, and the page $(PAGE).md is written from it. docs/study.md is that of PAGE=docs/study.
+PAGE ?= build/study/study
 .PHONY: study
 study: setup
 	@test -n "$(DATA)" || { echo "name the folder of the data sets: make study DATA=DIR (docs/study.md)"; exit 1; }
-	@PYTHONPATH=tools $(BIN)/python -m bench.study --data "$(DATA)" $(if $(MINUTES),--minutes $(MINUTES)) $(FLAGS)
+	@PYTHONPATH=tools $(BIN)/python -m bench.study --data "$(DATA)" --results $(PAGE).json --page $(PAGE).md \
+	  $(if $(MINUTES),--minutes $(MINUTES)) $(FLAGS)
 
 # Other people's schemas, which are not part of this repository: the folders of two clones (see tools/bench/schemas.py).
 MASKBENCH ?= ../jsonschemabench/maskbench/data

@@ -127,7 +127,8 @@ class StudyResults:
         }  # fmt: skip
         for task in wanted.tasks:
             empty = {"conditions": wanted.conditions_of(task), "rows": {}, "runs": {}, "graphs": {}}
-            held = self.content["tasks"].setdefault(task, empty)
+            held = self.content["tasks"].get(task, empty)
+            held = self.content["tasks"][task] = held if any(held["runs"].values()) else empty
             _same(held["conditions"], wanted.conditions_of(task), path)
 
     def write(self) -> None:
@@ -372,7 +373,7 @@ def _minutes(text: str) -> float:
 
 
 def _options() -> Iterator[tuple[str, dict[str, Any]]]:
-    docs = Path(__file__).resolve().parents[2] / "docs"
+    place = Path("build/study")
     yield "--tasks", {"default": "", "metavar": "LIST", "help": f"of {', '.join(TASKS)} (default: all, in this order)"}
     yield "--runs", {"default": "", "metavar": "LIST", "help": f"of {', '.join(RUNS)} (default: all)"}
     yield "--rows", {"type": _whole(0), "default": 0, "help": "rows of each split at most (default: all)"}
@@ -382,9 +383,9 @@ def _options() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "--step-sizes", {"default": "0.3,1,3", "help": "factors over each method's step size (default: 0.3,1,3)"}
     yield "--minutes", {"type": _minutes, "help": "begin no further run after so long (default: until all is done)"}
     yield "--base", {"default": _BASE, "help": "the base model, as [base] source of a recipe (default: MiniLM-L6)"}
-    yield "--build", {"type": Path, "default": Path("build/study"), "help": "build folder (default: build/study)"}
-    yield "--results", {"type": Path, "default": docs / "study.json", "help": "results (default: docs/study.json)"}
-    yield "--page", {"type": Path, "default": docs / "study.md", "help": "the page (default: docs/study.md)"}
+    yield "--build", {"type": Path, "default": place, "help": "build folder (default: build/study)"}
+    yield "--results", {"type": Path, "default": place / "study.json", "help": f"results (default: {place}/study.json)"}
+    yield "--page", {"type": Path, "default": place / "study.md", "help": f"the page (default: {place}/study.md)"}
 
 
 def _parser() -> argparse.ArgumentParser:

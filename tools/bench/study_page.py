@@ -1,4 +1,4 @@
-"""The page of the study, docs/study.md, from its results; nothing is measured here.
+"""The page of the study from its results (docs/study.md is one); nothing is measured here.
 
 `content` is what `bench.study` writes: `conditions`, `wanted`, and by task its `conditions`, `rows`, `runs` (by the
 name of the run, then by step size and seed) and `graphs`. Runs that are not there are counted as left.
@@ -40,9 +40,9 @@ def _blocks(content: Content) -> Iterator[Block]:
     yield Heading("The study: methods on public tasks", 1)
     yield Paragraph(
         "Full fine-tuning, a head alone, LoRA at three ranks and its kin, each at the step size that is best on the "
-        "validation rows, over seeds. This page is written from `study.json` beside it by the command that runs the "
-        "study and goes on where it was stopped: `make study DATA=DIR` (`MINUTES=60` ends it between two runs, "
-        '`FLAGS="--rows 1000"` makes it smaller; `python -m bench.study --help`). '
+        "validation rows, over seeds. This page is written from the results beside it (JSON) by the command that runs "
+        "the study and goes on where it was stopped: `make study DATA=DIR` (`MINUTES=60` ends it between two runs, "
+        '`FLAGS="--rows 1000"` makes it smaller, `PAGE=docs/study` is this page; `python -m bench.study --help`). '
         "[Decision 0264](decisions/0264-a-study-is-a-list-of-recorded-runs.md)."
     )
     yield Heading("What these figures tell")

@@ -99,16 +99,31 @@ def test_only_what_training_depends_on_wakes_it(world, tables, trained):
     assert len(calls["train"]) == trained
 
 
-def test_a_probe_of_an_earlier_task_is_given_rows_of_each_label_where_they_stand_in_turns(world):
-    folder, _, plan = world
-    (folder / "earlier").mkdir()
-    rows = "text\tlabel\n" + "".join(f"{n} {word}\t{word}\n" for n in range(12) for word in ("yes", "no"))
+def earlier_task(place, words):
+    """A recipe called `earlier` whose rows have the words as labels, in turns."""
+    place.mkdir()
+    rows = "text\tlabel\n" + "".join(f"{n} {word}\t{word}\n" for n in range(12) for word in words)
     for split in ("train", "validation"):
-        (folder / "earlier" / f"{split}.tsv").write_text(rows)
-    (folder / "earlier" / "recipe.toml").write_text(
+        (place / f"{split}.tsv").write_text(rows)
+    (place / "recipe.toml").write_text(
         'name = "earlier"\n[base]\nname = "m"\nsource = "../base"\n'
         '[data]\ntrain = "train.tsv"\nvalidation = "validation.tsv"\n'
     )
+
+
+def test_earlier_recipes_of_one_name_are_asked_all_and_each_once(world):
+    folder, _, plan = world
+    for name, words in (("one", ("yes", "no")), ("other", ("up", "down"))):
+        earlier_task(folder / name, words)
+    asked = plan(diagnose={"earlier": ["one", "other", "one/recipe.toml"]}).questions
+    labels = {name: {label for _, label in task.measured} for name, task in asked.named.earlier.items()}
+    assert labels == {"earlier": {"yes", "no"}, f"earlier of {folder / 'other'}": {"up", "down"}}
+    assert len(asked.digests) == 2
+
+
+def test_a_probe_of_an_earlier_task_is_given_rows_of_each_label_where_they_stand_in_turns(world):
+    folder, _, plan = world
+    earlier_task(folder / "earlier", ("yes", "no"))
     asked = plan(diagnose={"earlier": ["earlier"], "rows": 12}).questions.named.earlier["earlier"]
     for part in asked:
         assert sorted(label for _, label in part) == ["no"] * 6 + ["yes"] * 6

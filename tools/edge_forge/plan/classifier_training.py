@@ -465,20 +465,26 @@ class ClassifierTraining:
             path = place / Path(section.similarity).expanduser()
             digests["similarity"] = f"{digest_of_data(path, 'diagnose')} {section.rows}"
             pairs = knowledge_files.spread_over(knowledge_files.alike_pairs(path), section.rows)
-        earlier = {}
-        for name in section.earlier:
-            file = place / Path(name).expanduser()
-            file = file / "recipe.toml" if file.is_dir() else file
+        earlier: dict[str, LabelledTask] = {}
+        for file in self._earlier_files:
             other = classifier_recipe.load(file)
-            steps = StepRunner(file.resolve().parent, self.steps.cache, self.steps.progress, CODE)
+            steps = StepRunner(file.parent, self.steps.cache, self.steps.progress, CODE)
             found = ClassifierTraining(other, steps)
             split, measured = found.data.measured
             # Rows at even distances could be of one label alone: files often hold the labels in turns.
             parts = (data.sample(rows, section.rows, other.data.seed) for rows in (found.data.train, measured))
-            earlier[other.name] = LabelledTask(*parts)
+            # Recipes of one name are asked all: the later ones are told apart by their folders.
+            name = f"{other.name} of {file.parent}" if other.name in earlier else other.name
+            earlier[name] = LabelledTask(*parts)
             rows_digests = found.data_step.digests("train.jsonl", f"{split}.jsonl").values()
-            digests[f"earlier {other.name}"] = f"{'-'.join(rows_digests)} {section.rows} seed {other.data.seed}"
+            digests[f"earlier {name}"] = f"{'-'.join(rows_digests)} {section.rows} seed {other.data.seed}"
         return Questions(EncoderQuestions(pairs, earlier), digests)
+
+    @property
+    def _earlier_files(self) -> list[Path]:
+        """The files of the recipes that [diagnose] names, each once."""
+        named = [self.steps.recipe_dir / Path(name).expanduser() for name in self.recipe.diagnose.earlier]
+        return list(dict.fromkeys((one / "recipe.toml" if one.is_dir() else one).resolve() for one in named))
 
     @cached_property
     def diagnosed(self) -> StepResult:
