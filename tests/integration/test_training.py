@@ -3,6 +3,9 @@
 import dataclasses
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -358,3 +361,30 @@ def test_two_processes_train_one_adapter_and_go_on_after_a_kill(base, tmp_path):
     assert record.processes == 2
     assert record.curves[-1]["train_loss"] < record.curves[0]["train_loss"]
     assert (tmp_path / "adapter.safetensors").is_file()
+
+
+CHOOSING = """
+import os, sys
+from pathlib import Path
+from edge_forge.train.checkpoints import Checkpoints
+rank = os.environ["RANK"]
+print(rank, dict(Checkpoints(Path(sys.argv[1])).choice(lambda: {"precision": "fp32" if rank == "0" else "bf16"})))
+"""
+
+
+def test_processes_that_train_together_compute_as_the_first_one_chose(tmp_path):
+    """Each measures for itself, and under load they find different precisions."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join(sys.path)
+    for _ in range(2):  # the second time the choice is read from the files that each of them left
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-c", CHOOSING, str(tmp_path / "kept")], stdout=subprocess.PIPE, text=True,
+                env={**os.environ, **shared, "PYTHONPATH": path, "RANK": rank, "LOCAL_RANK": rank},
+            )
+            for rank in ("0", "1")
+        ]  # fmt: skip
+        said = [process.communicate(timeout=300)[0].strip() for process in started]
+        assert said == ["0 {'precision': 'fp32'}", "1 {'precision': 'fp32'}"]

@@ -71,17 +71,18 @@ class Checkpoints:
     def choice(self, measure: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
         """How steps are computed: what the run that began measured, or what `measure` says now.
 
-        A run that goes on with another precision or other threads would end with other weights.
+        A run that goes on with another precision or other threads would end with other weights. Of several processes
+        each measures, and what the first one found is taken by all: they train one model.
         """
         path = self.folder / f"choice-{os.environ.get('RANK', '0')}.json"
         found = _read(path)
         if found and self._state.is_sealed(self._named(path.name, found.get("choice")), found.get("seal")):
             choice: Mapping[str, Any] = found["choice"]
-            return choice
+            return _of_the_first(choice)
         measured = dict(measure())
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(path, {"choice": measured, "seal": self._state.seal(self._named(path.name, measured))})
-        return measured
+        return _of_the_first(measured)
 
     def _named(self, name: str, content: Any) -> bytes:
         """What a seal is made over: the content, and whose it is, so that no other run's is taken for this one's."""
@@ -106,3 +107,16 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _of_the_first(choice: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the first of the processes that train together chose; alone, the choice itself."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return choice
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    PartialState(cpu=not torch.cuda.is_available())  # transformers' Trainer finds the same group later
+    found: Mapping[str, Any] = broadcast_object_list([choice])[0]
+    return found
