@@ -16,6 +16,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from msgspec import UnsetType
+
 from edge_agent.agent.context import Context
 from edge_agent.agent.model_manager import ModelManager
 from edge_agent.agent.served_model import ServedModel
@@ -26,6 +28,7 @@ from edge_agent.protocol import encode
 from edge_agent.protocol.decode import Command
 from edge_agent.protocol.envelope import Outbound
 from edge_agent.protocol.messages import AdapterOrder, CommandReply, InstallOrder, ModelOrder, RemoveOrder
+from edge_agent.protocol.trial_terms import trial_text
 
 log = logging.getLogger("edge_agent")
 REMEMBERED = 64
@@ -63,13 +66,20 @@ class Operator(Protocol):
     """Changes to the store, carried out by another process, in `limit_s` seconds at most (None: the limit of orders);
     `app.StoreProcess`. Raises StoreError, PackageError."""
 
-    async def install(self, package: str, limit_s: float | None = None, digest: str | None = None) -> Mapping[str, Any]:
+    async def install(
+        self, package: str, limit_s: float | None = None, digest: str | None = None, trial: str = ""
+    ) -> Mapping[str, Any]:
         """Install a package that lies in the incoming folder, by file name; `digest`: only the one with this digest of
         its index, whatever the file has become meanwhile."""
         ...
 
     async def fetch(
-        self, url: str, digest: str, limit_s: float | None = None, progress: FetchedBytes | None = None
+        self,
+        url: str,
+        digest: str,
+        limit_s: float | None = None,
+        progress: FetchedBytes | None = None,
+        trial: str = "",
     ) -> Mapping[str, Any]:
         """Install the package with this digest of its index from a server. A download that was under way when its time
         ran out fails with the cause SOURCE: what was fetched is kept, and says nothing against the package."""
@@ -159,7 +169,8 @@ class Commands:
 
     async def _install(self, command: Command) -> Mapping[str, Any]:
         body = _body(command, InstallOrder)
-        return await self._operator.install(body.package)
+        trial = "" if isinstance(body.trial, UnsetType) else trial_text(body.trial)
+        return await self._operator.install(body.package, trial=trial)
 
     async def _remove(self, command: Command) -> Mapping[str, Any]:
         body = _body(command, RemoveOrder)

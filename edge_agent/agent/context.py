@@ -16,6 +16,7 @@ from edge_agent.core.governor import ComputeGrant, GovernorLevel
 from edge_agent.core.latency import CostModel
 from edge_agent.core.reply_rate import DoorRate, ReplyRate
 from edge_agent.core.request_table import RequestTable
+from edge_agent.core.trial_records import TrialRecord
 from edge_agent.protocol import encode
 from edge_agent.protocol.envelope import Inbound, Outbound
 from edge_agent.protocol.messages import Severity
@@ -90,6 +91,7 @@ class Context:
     `grant`: the limits that the governor allows now; only `GovernorLoop` replaces it. `requests`: open and recently
     answered requests. `stats`: counters of the current telemetry interval. `costs`: measured compute times.
     `conditions`: what makes the device degraded at the moment, a sentence by the name of what is wrong.
+    `trials`: the version on trial, or how the last one's trial ended, by model; `agent.version_trials` sets them.
     `reply_rate`: how many refusals a client is still sent; `door_rate`: whether its messages are still looked at.
     `traces`: what is told of closed requests (`agent.trace_reports`); None unless the setting asks for it.
     """
@@ -106,6 +108,7 @@ class Context:
     duty_cycle: DutyCycle = field(default_factory=DutyCycle)
     energy: EnergyMeter = field(default_factory=EnergyMeter)
     conditions: dict[str, str] = field(default_factory=dict)
+    trials: dict[str, TrialRecord] = field(default_factory=dict)
     reply_rate: ReplyRate = field(default_factory=ReplyRate)
     door_rate: DoorRate = field(default_factory=DoorRate)
     traces: TraceReports | None = None
@@ -116,6 +119,10 @@ class Context:
             self.conditions.pop(name, None)
         else:
             self.conditions[name] = sentence
+
+    def note_trial(self, record: TrialRecord) -> None:
+        """Show this of the model's trial from now on."""
+        self.trials[record.model] = record
 
     def send_expendable(self, message: Outbound, to: ReplyAddress) -> None:
         """Send a refusal at the door or a repeated answer, unless its client has had too many; what is not sent is

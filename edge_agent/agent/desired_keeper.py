@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -31,9 +31,11 @@ from edge_agent.core.desired_state import (
     Terms,
     Wanted,
 )
+from edge_agent.core.trial_records import TrialRecord
 from edge_agent.protocol.decode import DesiredRefused, decode_desired
 from edge_agent.protocol.envelope import Inbound
 from edge_agent.protocol.messages import Desired, NotTaken
+from edge_agent.protocol.trial_terms import trial_text
 
 log = logging.getLogger("edge_agent")
 LOOK_S = 1.0
@@ -79,9 +81,14 @@ class ReportDesired(Protocol):
     """Publish `reported`; `agent.device_reporter.Publisher.reported`."""
 
     def __call__(
-        self, state: DesiredState | None, installed: InstalledPackages | None, not_taken: NotTaken | None
+        self,
+        state: DesiredState | None,
+        installed: InstalledPackages | None,
+        not_taken: NotTaken | None,
+        trials: Sequence[TrialRecord] = (),
     ) -> None:
-        """What the device works on, what it holds (None: the store cannot be read), and what it did not take."""
+        """What the device works on, what it holds (None: the store cannot be read), what it did not take, and the
+        trials of versions."""
         ...
 
 
@@ -266,7 +273,7 @@ class DesiredKeeper:
         number = (attempt.number - 1) % (len(urls) + (found is not None))
         if found is not None and number == 0:
             self._file = found
-            await self._operator.install(found, attempt.limit_s, digest)
+            await self._operator.install(found, attempt.limit_s, digest, self._trial())
         else:
             state, url = self._state, urls[number - (found is not None)]
 
@@ -274,10 +281,13 @@ class DesiredKeeper:
                 if state is not None:
                     state.fetching(attempt.wanted, done, total)
 
-            await self._operator.fetch(url, digest, attempt.limit_s, progress)
+            await self._operator.fetch(url, digest, attempt.limit_s, progress, self._trial())
 
     def _sources(self) -> Mapping[str, tuple[str, ...]]:
         return {} if self._state is None else self._state.terms.sources
+
+    def _trial(self) -> str:
+        return "" if self._state is None else self._state.terms.trial
 
     def _end_attempt(self) -> None:
         if self._attempt is None or self._state is None or not self._attempt[1].done():
@@ -369,7 +379,7 @@ class DesiredKeeper:
     def _publish_if_due(self) -> None:
         connected, now_s = self._context.transport.connected, self._context.clock.monotonic_s()
         shown = (None if self._state is None else (self._state.version, _shown(self._state)), self._installed)
-        marks = (shown, self._not_taken)
+        marks = (shown, self._not_taken, tuple(self._context.trials.values()))
         came, self._connected = connected and not self._connected, connected
         if not connected:
             return
@@ -379,7 +389,7 @@ class DesiredKeeper:
             if now_s - self._reported[0] < pause_s:
                 return
         self._reported = (now_s, marks, progress)
-        self._report(self._state, self._installed, self._not_taken)
+        self._report(self._state, self._installed, self._not_taken, tuple(self._context.trials.values()))
 
 
 def _note_stopped(task: asyncio.Task[None]) -> None:
@@ -412,7 +422,8 @@ def _terms(body: Desired) -> Terms:
     sources: dict[str, tuple[str, ...]] = {}
     for one in body.sources:
         sources[one.package] = (*sources.get(one.package, ()), one.url)
-    return Terms(body.policy.within_s, body.policy.others == "remove", sources)
+    trial = "" if isinstance(body.policy.trial, msgspec.UnsetType) else trial_text(body.policy.trial)
+    return Terms(body.policy.within_s, body.policy.others == "remove", sources, trial)
 
 
 def _marks(state: DesiredState) -> tuple[object, ...]:

@@ -22,6 +22,7 @@ from edge_agent.agent.status_builder import Identity, IntervalFigures, StatusBui
 from edge_agent.base.clock import Clock
 from edge_agent.core.desired_state import DesiredState, InstalledPackages
 from edge_agent.core.model_lifecycle import ModelState
+from edge_agent.core.trial_records import TrialRecord
 from edge_agent.protocol import encode
 from edge_agent.protocol.envelope import LinkChange, Outbound
 from edge_agent.protocol.messages import NotTaken, Runtime, Severity, State
@@ -101,10 +102,15 @@ class Publisher:
         self._transport.publish(self._builder.models(served_models))
 
     def reported(
-        self, state: DesiredState | None, installed: InstalledPackages | None, not_taken: NotTaken | None
+        self,
+        state: DesiredState | None,
+        installed: InstalledPackages | None,
+        not_taken: NotTaken | None,
+        trials: Sequence[TrialRecord] = (),
     ) -> None:
         """See `desired_keeper.ReportDesired`."""
-        self._transport.publish(self._builder.reported(state, installed, not_taken, self._transport.payload_limit))
+        limit = self._transport.payload_limit
+        self._transport.publish(self._builder.reported(state, installed, not_taken, limit, trials))
 
     def telemetry(self, figures: IntervalFigures) -> None:
         """Publish an interval's figures."""

@@ -98,6 +98,7 @@ class ModelManager:
         self._change = asyncio.Event()
         self._closed: Closure | None = None
         self._leaving: dict[str, ServedModel] = {}
+        self._beside: dict[str, ServedModel] = {}
         self._builds = EngineBuilds(context, library, spawner, events, memory, sizer, self.take_death)
         self.served_models: dict[str, ServedModel] = {}
 
@@ -125,7 +126,7 @@ class ModelManager:
         A model that returns while its worker still finishes is served by that worker again: two served models of one
         name would promise its memory twice.
         """
-        active = {model.name: self._answering(model) for model in self._library.active()}
+        active = {model.name: self._answering(model) for model in self._to_serve()}
         for served in [served for name, served in self.served_models.items() if name not in active]:
             del self.served_models[served.name]
             self._leaving[served.name] = served
@@ -167,7 +168,7 @@ class ModelManager:
 
     def every_served_model(self) -> tuple[ServedModel, ...]:
         """All served models, those included that were removed and whose worker still finishes what it has."""
-        return (*self.served_models.values(), *self._leaving.values())
+        return (*self.served_models.values(), *self._leaving.values(), *self._beside.values())
 
     def forget_if_done(self, served: ServedModel) -> bool:
         """Forget a removed model whose worker is gone and for which nothing waits; True when it was forgotten."""
@@ -188,7 +189,7 @@ class ModelManager:
         if tier == self._tier:
             return
         self._tier = tier
-        for model in self._library.active():
+        for model in self._to_serve():
             served = self.served_models.get(model.name)
             before = served.model.variant if served is not None else model.variant
             variant = self._answering(model).variant
@@ -197,6 +198,10 @@ class ModelManager:
             served.install(replace(model, variant=variant))
             text = f"model {served.name!r} runs {variant.name} instead of {before.name}: {why}"
             self._context.announce("variant-changed", text, {"model": served.name, "variant": variant.name}, "info")
+
+    def _to_serve(self) -> tuple[InstalledModel, ...]:
+        """The installed models; of one that is on trial the version before, where that can run."""
+        return tuple((model.trial and self._library.proven(model.name)) or model for model in self._library.active())
 
     def _answering(self, model: InstalledModel) -> InstalledModel:
         """The installed model in the variant that answers now: in tier 1 the cheaper one; the fallback in a build."""
@@ -304,7 +309,7 @@ class ModelManager:
             decision = residency.decide(needed_bytes, memory, self.ledger.outstanding_bytes, others, now_s)
             if isinstance(decision, residency.DoesNotFit):
                 return f"no memory for a build beside {fallback.name}: {decision.reason}"
-            leaving = [self.served_models[name] for name in decision.evict if name in self.served_models]
+            leaving = [self._loadable()[name] for name in decision.evict if name in self._loadable()]
             if not leaving:
                 return ""
             for one in leaving:
@@ -360,6 +365,25 @@ class ModelManager:
     def _check_may_load(self, served: ServedModel) -> None:
         if served.lifecycle.is_removed:
             raise RequestError(404, Cause.MODEL_REMOVED, f"model {served.name!r} was removed")
+
+    async def load_beside(self, served: ServedModel) -> None:
+        """Load a version on trial, which answers nobody, into memory that is free now; it is evicted like an idle
+        model. Raises NoRoom, RequestError, BackendError, WorkerError. After a cancel `unload_beside` must follow."""
+        self._beside[served.name] = served
+        if self._closed is not None:
+            raise NoRoom(503, self._closed.cause, self._closed.reason, NOT_NOW_S)
+        await self._load_into_room(served, evict=False)
+
+    async def unload_beside(self, served: ServedModel) -> None:
+        """End the worker of a version on trial."""
+        self._beside.pop(served.name, None)
+        await self.unload(served)
+
+    def beside_died(self, served: ServedModel) -> None:
+        """The worker of a version on trial has died: what it held is free. Its death is no event of the model."""
+        self.ledger.release(served.name)
+        served.worker_died(self._context.clock.monotonic_s(), 0)
+        self._pulse()
 
     async def unload(self, served: ServedModel) -> None:
         """End the served model's worker, if it has one; the memory is free when this returns."""
@@ -425,12 +449,12 @@ class ModelManager:
         idle = [one for one in self.residents() if not one.busy]
         if not idle:
             return False
-        leaving = self.served_models[min(idle, key=lambda one: residency.worth(one, now_s)).name]
+        leaving = self._loadable()[min(idle, key=lambda one: residency.worth(one, now_s)).name]
         return await self._evict(leaving, f"model {leaving.name!r} left: {why}")
 
     def kill_largest(self, why: str) -> None:
         """Kill the worker that holds most, for the host's sake. Its jobs wait again, and the death is not counted."""
-        working = [served for served in self.served_models.values() if served.worker is not None]
+        working = [served for served in self._loadable().values() if served.worker is not None]
         if not working:
             return
         served = max(working, key=lambda one: one.footprint_bytes)
@@ -441,7 +465,11 @@ class ModelManager:
 
     def measure(self) -> None:
         """Measure what the workers hold; see `MemoryAccounting.measure`."""
-        self._memory.measure(self.served_models.values(), self._context.clock.monotonic_s())
+        self._memory.measure(self._loadable().values(), self._context.clock.monotonic_s())
+
+    def _loadable(self) -> Mapping[str, ServedModel]:
+        """Every model whose worker may be evicted, those on trial included."""
+        return {**self._beside, **self.served_models}
 
     def residents(self) -> Sequence[residency.ResidentModel]:
         """The loaded models, as the residency decision sees them."""
@@ -452,10 +480,11 @@ class ModelManager:
                 account.reserved_bytes,
                 served.lock.locked() or (len(served.queue) > 0 and not _gives_way(served)),
                 served.worker.last_used_s,
-                served.lifecycle.load_s,
+                # One on trial answers nobody: it is worth nothing.
+                0.0 if served.name in self._beside else served.lifecycle.load_s,
                 served.popularity.now(now_s),
             )
-            for served in self.served_models.values()
+            for served in self._loadable().values()
             if served.worker is not None and (account := self.ledger.account(served.name)) is not None
         ]
 
@@ -488,7 +517,7 @@ class ModelManager:
             if self._closed is not None:
                 served.lifecycle.found_no_memory(now_s)
                 raise NoRoom(503, self._closed.cause, self._closed.reason, NOT_NOW_S)
-            leaving = [self.served_models[name] for name in decision.evict if name in self.served_models]
+            leaving = [self._loadable()[name] for name in decision.evict if name in self._loadable()]
             if not leaving:
                 held_bytes = sum(one.footprint_bytes for one in others)
                 room_bytes = residency.room_bytes(memory, self.ledger.outstanding_bytes, held_bytes)
@@ -510,7 +539,8 @@ class ModelManager:
     async def _load(self, served: ServedModel, plan: LoadPlan, build: bool) -> WorkerHandle:
         begun_s, gpu_bytes = self._context.clock.monotonic_s(), self._host.gpu_bytes()
         try:
-            process = await self._spawn(_Listener(served, self._events.take_event, self.take_death))
+            listener = served.listener or _Listener(served, self._events.take_event, self.take_death)
+            process = await self._spawn(listener)
         except WorkerError as error:
             # Not a death: a setting or the system does not let the process start, and would not at the next try.
             raise BackendError(f"no worker can be started: {error}") from error

@@ -103,6 +103,10 @@ class Library(Protocol):
         """A number that changes whenever `active()` may have changed; one stat call."""
         ...
 
+    def proven(self, model: str) -> InstalledModel | None:
+        """The version that answers while the active one is on trial; None where it cannot run. Raises StoreError."""
+        ...
+
     def probes(self, model: InstalledModel, adapter: str | None = None) -> ProbeFile | None:
         """The golden probes of the model's variant, or of an adapter; None where there are none. Raises EdgeError."""
         ...

@@ -109,6 +109,8 @@ class Responder:
         stats = self._context.stats.model(job.model)
         stats.note_answer(job.rows, event.batch, total_ms, compute_ms, results, joules)
         stats.note_adapter(job.adapter, total_ms, results, event.wording)
+        if served.observer is not None:
+            served.observer(job, event, joules)
         self._finish(job, JobState.DONE, 200, message, whole.payload)
         self._trace(job, 200, None, body, served.model.task.kind)
 

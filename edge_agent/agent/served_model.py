@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from edge_agent.agent.context_sizing import LoadPlan
@@ -21,8 +21,9 @@ from edge_agent.core.model_lifecycle import MAY_HAVE_WORKER, DrainReason, ModelL
 from edge_agent.core.residency import Popularity
 from edge_agent.core.scheduler import Queue
 from edge_agent.core.variant_fallback import VariantFallback
-from edge_agent.protocol.worker_messages import ModelLoaded, StepLimits
+from edge_agent.protocol.worker_messages import JobDone, ModelLoaded, StepLimits, WorkerListener
 
+Observe = Callable[[Job, JobDone, float | None], None]
 IN_USE_S = 5.0
 """`retry_after_s` of a refusal where an adapter is in use."""
 
@@ -56,7 +57,8 @@ class ServedModel:
     is none. `probed`: golden probes of the model (None) and its adapters.
 
     `wake` is set when there is something to do, `idle` when the worker has answered everything, `settled` when the
-    first load was tried. `lock` is held while the worker is in use: a batch, a load, an order, a probe.
+    first load was tried. `lock` is held while the worker is in use: a batch, a load, an order, a probe. `listener`
+    hears the worker instead of the agent, of a version on trial; `observer` is told what the model answers meanwhile.
     """
 
     model: InstalledModel
@@ -78,6 +80,8 @@ class ServedModel:
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     task: asyncio.Task[None] | None = None
+    listener: WorkerListener | None = None
+    observer: Observe | None = None
 
     # ---- what is known of it ---------------------------------------------------------------------------------------
 
@@ -137,6 +141,10 @@ class ServedModel:
     def serve_by(self, task: asyncio.Task[None]) -> None:
         """The task that serves this model."""
         self.task = task
+
+    def observe_by(self, observer: Observe | None) -> None:
+        """Tell every answer with status 200, and its joules, to this function; to none with None."""
+        self.observer = observer
 
     def wake_up(self) -> None:
         """Have the serving loop look at this model."""

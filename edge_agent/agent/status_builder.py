@@ -22,6 +22,7 @@ from edge_agent.core import drift
 from edge_agent.core.desired_state import DesiredState, InstalledPackages, Item, ItemState
 from edge_agent.core.governor import ComputeGrant
 from edge_agent.core.latency import QuantileWindow
+from edge_agent.core.trial_records import TrialRecord
 from edge_agent.core.variant_fallback import FallbackState
 from edge_agent.protocol import encode, home_assistant, messages
 from edge_agent.protocol.envelope import Outbound
@@ -129,6 +130,7 @@ class StatusBuilder:
         installed: InstalledPackages | None,
         not_taken: messages.NotTaken | None,
         limit: encode.PayloadLimit,
+        trials: Sequence[TrialRecord] = (),
     ) -> Outbound:
         """How far the device is with its desired state, retained. What is installed, and then the reasons, are left out
         where the message would be larger than the broker takes."""
@@ -142,6 +144,7 @@ class StatusBuilder:
             items=[] if state is None else [_reported_item(item, wall_s + state.left_s) for item in state.items],
             installed=None if installed is None else _installed_entries(installed),
             not_taken=not_taken,
+            trials=[_reported_trial(one) for one in trials],
         )
         message = encode.retained(self._topics.reported, body)
         if len(message.payload) > limit(message):
@@ -149,7 +152,9 @@ class StatusBuilder:
             message = encode.retained(self._topics.reported, body)
         if len(message.payload) > limit(message):
             short = [msgspec.structs.replace(item, reason=None, next=None) for item in body.items]
-            message = encode.retained(self._topics.reported, msgspec.structs.replace(body, items=short))
+            trials_short = [msgspec.structs.replace(one, reason=None) for one in body.trials]
+            body = msgspec.structs.replace(body, items=short, trials=trials_short)
+            message = encode.retained(self._topics.reported, body)
         return message
 
     def telemetry(self, figures: IntervalFigures) -> Outbound:
@@ -442,6 +447,7 @@ def _too_few(texts: int) -> str:
     return f"{texts} texts in this interval, {drift.LEAST_TEXTS} are needed"
 
 
+TRIAL_CHARACTERS = 600
 REASON_CHARACTERS = 240
 """Of a reason in `reported`: 128 items with one each fit a message."""
 
@@ -475,6 +481,21 @@ def _reported_item(item: Item, until_s: float) -> messages.ReportedItem:
         progress=None
         if item.fetched is None
         else messages.FetchProgress(fetched_bytes=item.fetched[0], total_bytes=item.fetched[1]),
+    )
+
+
+def _reported_trial(record: TrialRecord) -> messages.ReportedTrial:
+    reason = record.reason if len(record.reason) <= TRIAL_CHARACTERS else f"{record.reason[: TRIAL_CHARACTERS - 3]}..."
+    return messages.ReportedTrial(
+        model=record.model,
+        version=record.version,
+        package=record.package,
+        state=record.state,
+        since=record.since_s,
+        spent_s=record.spent_s,
+        sure=record.sure,
+        reason=reason or None,
+        figures=dict(record.figures),
     )
 
 

@@ -37,6 +37,7 @@ from edge_agent.agent.respond import Responder
 from edge_agent.agent.serving import ModelServer
 from edge_agent.agent.status_builder import Identity, StatusBuilder
 from edge_agent.agent.store_changes import StoreChanges
+from edge_agent.agent.trial_watch import TrialWatch
 from edge_agent.agent.worker_events import WorkerEventHandler
 from edge_agent.app import wiring
 from edge_agent.app.code_watch import CodeWatch
@@ -71,6 +72,7 @@ from edge_agent.store.model_store import ModelStore
 from edge_agent.store.old_downloads import DOWNLOADS, remove_old
 from edge_agent.store.retained_topics import RetainedFile
 from edge_agent.store.state_folder import DaemonHold, be_owner, check_interpreter
+from edge_agent.store.trial_file import TrialFile
 from edge_agent.worker.one_shot import ask_backends
 from edge_agent.worker.supervisor import SpawnOptions, spawn
 
@@ -140,8 +142,7 @@ def build(
     worker, state_dir = settings.worker, settings.store.state_dir
     max_rows, threads, spawn_options = worker.max_rows, wiring.threads(settings), wiring.spawn_options(settings)
 
-    clock = SystemClock()
-    sensors = _sensors(settings, sysroot)
+    clock, sensors = SystemClock(), _sensors(settings, sysroot)
     library = ModelStore(wiring.store_dir(settings))
     library.recover()
 
@@ -189,7 +190,8 @@ def build(
     intake_options = IntakeOptions(settings.limits.queue_jobs, wiring.bounds(settings), desired[0].receive)
     intake = Intake(context, intake_options, manager, server, events, commands)
     keepers = StateKeeper(context, hold, library, trouble), CodeWatch(context, hold.code, code_stamp)
-    return Agent(context, manager, server, intake, governor_loop, reporter, [guard, canary, *desired, *keepers])
+    trials = TrialWatch(context, library, manager, host, store, TrialFile(state_dir))
+    return Agent(context, manager, server, intake, governor_loop, reporter, [guard, canary, trials, *desired, *keepers])
 
 
 class DownloadKeeper:
@@ -293,24 +295,33 @@ class StoreProcess:
         self._inbox = inbox
         self._order_s = order_s
 
-    async def install(self, package: str, limit_s: float | None = None, digest: str | None = None) -> Mapping[str, Any]:
+    async def install(
+        self, package: str, limit_s: float | None = None, digest: str | None = None, trial: str = ""
+    ) -> Mapping[str, Any]:
         """See `commands.Operator`; only names inside the incoming folder are taken. What is installed leaves it."""
         if "/" in package or package.startswith(".") or not package.isprintable() or not package:
             text = f"{package!r} is not the name of a file in the incoming folder"
             raise StoreError(text, str(self._inbox), cause=Cause.INVALID)
         path, wanted = self._inbox / package, () if digest is None else ("--digest", digest)
         before = await asyncio.to_thread(file_mark, path)
-        report = await self._run(limit_s, "install", str(path), *wanted)
+        report = await self._run(limit_s, "install", str(path), *wanted, *_trial_option(trial))
         if before is not None and before == await asyncio.to_thread(file_mark, path):  # else another one came meanwhile
             await asyncio.to_thread(self._clear, path)
         return report
 
     async def fetch(
-        self, url: str, digest: str, limit_s: float | None = None, progress: FetchedBytes | None = None
+        self,
+        url: str,
+        digest: str,
+        limit_s: float | None = None,
+        progress: FetchedBytes | None = None,
+        trial: str = "",
     ) -> Mapping[str, Any]:
         """See `commands.Operator`; the URL has been checked where it arrived, and is by the command."""
         steps = CommandSteps(progress)
-        return await self._run(limit_s, "install", url, "--digest", digest, "--progress", steps=steps)
+        return await self._run(
+            limit_s, "install", url, "--digest", digest, "--progress", *_trial_option(trial), steps=steps
+        )
 
     def _clear(self, package: Path) -> None:
         """Remove an installed package from the incoming folder: its bytes are in the store, and a small disk has no
@@ -330,6 +341,10 @@ class StoreProcess:
     async def rollback(self, model: str, limit_s: float | None = None) -> Mapping[str, Any]:
         """See `commands.Operator`."""
         return await self._run(limit_s, "rollback", model)
+
+    async def promote(self, model: str, limit_s: float | None = None) -> Mapping[str, Any]:
+        """See `trial_watch.TrialOperator`."""
+        return await self._run(limit_s, "promote", model)
 
     async def _run(
         self, limit_s: float | None, verb: str, *arguments: str, steps: CommandSteps | None = None
@@ -405,6 +420,10 @@ class CommandSteps:
             if self.fetching and self._fetched is not None:
                 self._fetched(int(step["done_bytes"]), int(step["total_bytes"]))
         return True
+
+
+def _trial_option(trial: str) -> tuple[str, ...]:
+    return ("--trial", trial) if trial else ()
 
 
 def _cause(out: bytes) -> Cause:

@@ -28,6 +28,7 @@ from edge_agent.config.load import load
 from edge_agent.config.settings import Settings
 from edge_agent.core import adapter_routing
 from edge_agent.core.residency import HostMemory
+from edge_agent.protocol.trial_terms import read_trial, trial_text
 from edge_agent.protocol.worker_messages import RuntimeAvailable, StepLimits
 from edge_agent.sensors.boards import read_cpu_features
 from edge_agent.sensors.suite import SensorSuite
@@ -52,7 +53,7 @@ def trust(settings: Settings) -> Trust | None:
         raise PackageError(f"cannot be read: {error.strerror}", str(settings.store.trust_root)) from error
 
 
-def open_library(settings: Settings, again: bool = False) -> ModelStore:
+def open_library(settings: Settings, again: bool = False, trial: str = "") -> ModelStore:
     """The store, ready to be changed: with trust, board, runtimes and a prober."""
     suite = SensorSuite(settings.sensors.sysroot, time.monotonic)
     names = list(settings.worker.backends)
@@ -72,6 +73,7 @@ def open_library(settings: Settings, again: bool = False) -> ModelStore:
         keep_all=settings.models.keep == "all",
         measure=settings.models.measure,
         again=again,
+        trial=trial,
     )
     return ModelStore(wiring.store_dir(settings), context)
 
@@ -110,15 +112,18 @@ def install(
     progress: Progress = silent,
     again: bool = False,
     digest: str | None = None,
+    trial: str | None = None,
 ) -> dict[str, Any]:
-    """Verify, probe and activate a package; `digest`: of its index, None takes any. Raises UsageError, PackageError,
-    StoreError; then nothing has changed."""
+    """Verify, probe and activate a package; `digest`: of its index, None takes any; `trial`: the terms on which the
+    daemon tries a new version on requests first. Raises UsageError, PackageError, StoreError; then nothing has
+    changed."""
     check_digest(digest)
+    terms = _trial_terms(trial)
     descriptor = package_descriptor(package)
     try:
         settings = _settings_of_owner(config)
         _check_trust(settings)
-        report = open_library(settings, again).install(package, progress, descriptor, digest)
+        report = open_library(settings, again, terms).install(package, progress, descriptor, digest)
     finally:
         os.close(descriptor)
     fields = report_fields(report)
@@ -126,6 +131,16 @@ def install(
         journal(f"installed {fields['what']} from {package.name}")
     notes = [*fields["lines"], *(f"warning: {warning}" for warning in fields["warnings"])]
     return {"text": "\n  ".join([f"installed {fields['what']}", *notes, *_heard_by(settings)]), **fields}
+
+
+def _trial_terms(text: str | None) -> str:
+    """The terms of `--trial` in the form of the store's record; '' for none. Raises UsageError."""
+    try:
+        return "" if text is None else trial_text(read_trial(text))
+    except ValueError as error:
+        shown = one_line(str(error))
+        remedy = "give JSON such as '{}' or '{\"least\": 100, \"slower\": 1.2}' (docs/desired.md)"
+        raise UsageError(f"--trial: {shown}", None, remedy) from error
 
 
 def check_digest(digest: str | None) -> None:
@@ -138,7 +153,12 @@ def check_digest(digest: str | None) -> None:
 
 
 def install_url(
-    config: Path | None, url: str, digest: str | None = None, progress: Progress = silent, again: bool = False
+    config: Path | None,
+    url: str,
+    digest: str | None = None,
+    progress: Progress = silent,
+    again: bool = False,
+    trial: str | None = None,
 ) -> dict[str, Any]:
     """Fetch a package from an HTTP server, then as `install`; `digest`: of its index, None takes any. Raises
     UsageError, PackageError, StoreError; then nothing has changed, and what was fetched is kept for the next try."""
@@ -149,6 +169,7 @@ def install_url(
 
     check_url(url)
     check_digest(digest)
+    terms = _trial_terms(trial)
     settings = _settings_of_owner(config)
     _check_trust(settings)
     limit = settings.store.download_kib_s
@@ -156,7 +177,7 @@ def install_url(
     wishes = Wishes(_early_check(settings, digest), RoomOptions(settings.store.reserve_bytes), digest, progress)
     folder, root = settings.store.state_dir / DOWNLOADS, wiring.store_dir(settings)
     download = PackageDownload(url, folder, root, transfer, wishes)
-    report = open_library(settings, again).install(download.fetch(), progress, digest=digest)
+    report = open_library(settings, again, terms).install(download.fetch(), progress, digest=digest)
     download.done()
     fields = {**report_fields(report), "moved_bytes": download.moved_bytes}
     if report.changed:
@@ -267,6 +288,19 @@ def rollback(config: Path | None, model: str) -> dict[str, Any]:
         "text": "\n  ".join([text, *notes, *_heard_by(settings)]),
         "model": model,
         "version": returned.version,
+    }
+
+
+def promote(config: Path | None, model: str) -> dict[str, Any]:
+    """End the trial of a model's new version: it answers from now on."""
+    settings = _settings_of_owner(config)
+    promoted = ModelStore(wiring.store_dir(settings)).promote(model)
+    text = f"{model} version {promoted.version} ({promoted.variant.name}) answers from now on"
+    journal(text)
+    return {
+        "text": "\n  ".join([text, *_heard_by(settings)]),
+        "model": model,
+        "version": promoted.version,
     }
 
 

@@ -142,7 +142,7 @@ class InstalledModel:
 
     `version` rises with every change of the model on this device (install, adapter, removal); a rollback returns to an
     older one. `kind` is 'base' (takes adapters of its `base_id`) or 'merged' (takes none; `merged_from` names what was
-    folded, by digests).
+    folded, by digests). `trial`: the terms on which it is tried on requests first, '' where it answers.
     """
 
     name: str
@@ -154,6 +154,7 @@ class InstalledModel:
     adapters: tuple[Adapter, ...] = ()
     kind: str = "base"
     merged_from: Mapping[str, str] = field(default_factory=dict)
+    trial: str = ""
 
     def adapter(self, name: str) -> Adapter | None:
         """The adapter of that name, or None."""

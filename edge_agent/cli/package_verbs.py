@@ -1,4 +1,4 @@
-"""The verbs of `edge-agent` for the store of this device: install, models, rollback, remove.
+"""The verbs of `edge-agent` for the store of this device: install, models, rollback, promote, remove.
 
 A file of its own because with all others in one the verbs are more than 600 lines.
 """
@@ -35,6 +35,11 @@ def add_package_verbs(verbs: Any) -> None:
         "beside it (default: the one package that is named)",
     )  # fmt: skip
     verb.add_argument("--digest", metavar="sha256:HEX", help="of its index: another package is refused (default: any)")
+    verb.add_argument(
+        "--trial", metavar="JSON",
+        help="the terms of a trial on requests, '{}' for those of docs/desired.md; a version that is there answers "
+        "meanwhile (default: the new version answers at once)",
+    )  # fmt: skip
     verb.add_argument("--again", action="store_true", help="try a package whose trials were cut off three times")
     verb.add_argument("--json", action="store_true", help="as JSON (default: lines for people)")
     verb.add_argument(
@@ -52,6 +57,11 @@ def add_package_verbs(verbs: Any) -> None:
     verb.add_argument("model", help="its name on the device (`edge-agent models` lists them)")
     verb.add_argument("--json", action="store_true", help="as JSON (default: lines for people)")
     verb.set_defaults(verb=rollback)
+    verb = verbs.add_parser("promote", help="end the trial of a model's new version: it answers from now on")
+    config_option(verb)
+    verb.add_argument("model", help="its name on the device (`edge-agent models` lists them)")
+    verb.add_argument("--json", action="store_true", help="as JSON (default: lines for people)")
+    verb.set_defaults(verb=promote)
     verb = verbs.add_parser("remove", help="remove a model, or one of its adapters")
     config_option(verb)
     verb.add_argument("model", help="its name on the device (`edge-agent models` lists them)")
@@ -105,13 +115,15 @@ def install(options: argparse.Namespace) -> int:
     if options.folder is not None:
         if options.digest is not None:
             raise UsageError("--digest is of one package, and --from takes all of a folder")
+        if options.trial is not None:
+            raise UsageError("--trial is for one package, and --from takes all of a folder")
         report = install_waiting(options.config, options.folder)
         return _print_report(report, options.json) or (1 if report["refused"] else 0)
     try:
         if "://" in options.package:
-            report = install_url(options.config, options.package, options.digest, steps, options.again)
+            report = install_url(options.config, options.package, options.digest, steps, options.again, options.trial)
         else:
-            report = install(options.config, Path(options.package), steps, options.again, options.digest)
+            report = install(options.config, Path(options.package), steps, options.again, options.digest, options.trial)
     finally:
         steps.end()
     return _print_report(report, options.json)
@@ -134,6 +146,13 @@ def rollback(options: argparse.Namespace) -> int:
     from edge_agent.app.packages import rollback
 
     return _print_report(rollback(options.config, options.model), options.json)
+
+
+def promote(options: argparse.Namespace) -> int:
+    """End the trial of a model's new version."""
+    from edge_agent.app.packages import promote
+
+    return _print_report(promote(options.config, options.model), options.json)
 
 
 def remove(options: argparse.Namespace) -> int:

@@ -271,11 +271,13 @@ class Surroundings:
 @dataclass(frozen=True, slots=True)
 class Terms:
     """How a version is to be reached: in so many seconds of running time, with the removal of what it does not name,
-    with packages fetched from these URLs by digest."""
+    with packages fetched from these URLs by digest, and with a trial of each new version on these terms (JSON; '' for
+    none)."""
 
     within_s: float
     remove_others: bool = False
     sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    trial: str = ""
 
 
 class DesiredState:

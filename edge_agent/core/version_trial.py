@@ -207,6 +207,10 @@ class VersionTrial:
         if self.deaths >= MOST_DEATHS:
             self._end(TrialState.RETURNED, True, f"its worker ended {self.deaths} times: {reason}")
 
+    def decide(self, verdict: TrialVerdict) -> None:
+        """It has ended otherwise: by a person, or before the daemon did."""
+        self.verdict = self.verdict or verdict
+
     def spend(self, seconds: float) -> None:
         """Running time has passed."""
         self.spent_s += max(0.0, seconds)

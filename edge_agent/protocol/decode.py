@@ -26,7 +26,16 @@ from edge_agent.base.texts import Text
 from edge_agent.base.units import bytes_text
 from edge_agent.protocol.envelope import Inbound
 from edge_agent.protocol.json_guard import quoted, repeated_key, too_deep
-from edge_agent.protocol.messages import ORDERS, CancelRequest, ChatMessage, Desired, InferRequest, Order
+from edge_agent.protocol.messages import (
+    ORDERS,
+    CancelRequest,
+    ChatMessage,
+    Desired,
+    InferRequest,
+    InstallOrder,
+    Order,
+    TrialOrder,
+)
 from edge_agent.protocol.topics import (
     NAME,
     CancelTarget,
@@ -39,6 +48,7 @@ from edge_agent.protocol.topics import (
     find_address,
     fit_id,
 )
+from edge_agent.protocol.trial_terms import trial_fault
 
 FORMS = ("text", "texts", "prompt", "messages")
 PARAMS = 16
@@ -391,6 +401,8 @@ def decode_command(inbound: Inbound, *, topics: Topics, now_s: float, bounds: Bo
             name = getattr(body, field, None)
             if name is not None:
                 check_name(field, name)
+        if isinstance(body, InstallOrder):
+            _check_trial("trial", body.trial)
         received_s, deadline_s = _times(inbound, body.deadline_s, now_s, bounds)
         client = address.client if address else None
         return Command(
@@ -436,6 +448,7 @@ def _check_desired(body: Desired) -> None:
     least_s, most_s = limits.DESIRED_LEAST_S, limits.DESIRED_LONGEST_S
     if not least_s <= body.policy.within_s <= most_s:
         raise BadField(422, Cause.INVALID, f"policy.within_s: {least_s:.0f} to {most_s:.0f} seconds are needed")
+    _check_trial("policy.trial", body.policy.trial)
     if len(body.models) + sum(len(one.adapters) for one in body.models) > limits.DESIRED_ITEMS:
         raise BadField(413, Cause.TOO_LARGE, f"models: more than {limits.DESIRED_ITEMS} models and adapters")
     _check_sources(body)
@@ -450,6 +463,11 @@ def _check_desired(body: Desired) -> None:
             inner = f"{where}.adapters[{place}]"
             _check_named(f"{inner}.adapter", one.adapter, seen, (model.model, one.adapter))
             _check_package(f"{inner}.package", one.package)
+
+
+def _check_trial(field: str, trial: TrialOrder | UnsetType) -> None:
+    if not isinstance(trial, UnsetType) and (wrong := trial_fault(trial)) is not None:
+        raise BadField(422, Cause.INVALID, f"{field}.{wrong}")
 
 
 def _check_sources(body: Desired) -> None:

@@ -61,10 +61,34 @@ class Order(Struct, forbid_unknown_fields=True, frozen=True, omit_defaults=True,
     deadline_s: float | UnsetType = UNSET
 
 
+class TrialOrder(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True, omit_defaults=True):
+    """The terms on which a new version is tried on requests beside the version before, which answers them meanwhile
+    (docs/desired.md).
+
+    `shadow`: the new version gets copies. `least`, `most`: requests before the first judgement and at the end;
+    `within_s`: running seconds. `agreement`: the least share of equal answers; `failures`: the most share of requests
+    that it fails; `slower`: the most times as long, `joules` (left out: not judged) as much energy; `confidence_drop`:
+    the most by which the top score falls. `otherwise`: what is done where nothing was sure by the end.
+    """
+
+    mode: Literal["shadow"] = "shadow"
+    least: int = 50
+    most: int = 2000
+    within_s: float = 86400.0
+    agreement: float = 0.9
+    failures: float = 0.05
+    slower: float = 1.5
+    confidence_drop: float = 0.1
+    joules: float | None = None
+    otherwise: Literal["promote", "return"] = "return"
+
+
 class InstallOrder(Order, frozen=True, kw_only=True):
-    """Install a package that already lies in the device's incoming folder, by file name."""
+    """Install a package that already lies in the device's incoming folder, by file name; with `trial` it answers only
+    after a trial."""
 
     package: str
+    trial: TrialOrder | UnsetType = UNSET
 
 
 class ModelOrder(Order, frozen=True, kw_only=True):
@@ -130,10 +154,12 @@ class DesiredSource(Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tru
 
 class DesiredPolicy(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True, omit_defaults=True):
     """How the state is reached: in so many seconds of the daemon's running time, after which what is still pending is
-    refused; what is installed and not named stays, or is removed."""
+    refused; what is installed and not named stays, or is removed. With `trial` each new version of a model that is on
+    the device answers only after a trial."""
 
     within_s: float = 86400.0
     others: Literal["keep", "remove"] = "keep"
+    trial: TrialOrder | UnsetType = UNSET
 
 
 class Desired(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True, omit_defaults=True):
@@ -316,6 +342,8 @@ EVENT_KINDS = (
     "state-folder",
     "removed",
     "desired",
+    "trial-started",
+    "trial-ended",
 )
 
 
@@ -478,6 +506,22 @@ class NotTaken(Struct, frozen=True, kw_only=True):
     reason: str
 
 
+class ReportedTrial(Struct, frozen=True, kw_only=True):
+    """The trial of a version on requests, for each model the last one: `running` (the version before answers; `reason`:
+    what it waits for), `promoted` or `returned` (`reason`: the verdict with its figures; `sure` false: time or requests
+    ran out, and `otherwise` decided). `figures`: what was compared so far, null where there is nothing."""
+
+    model: str
+    version: int
+    package: str
+    state: Literal["running", "promoted", "returned"]
+    since: float
+    spent_s: float
+    sure: bool | None = None
+    reason: str | None = None
+    figures: dict[str, float | None] = msgspec.field(default_factory=dict)
+
+
 class Reported(Struct, frozen=True, kw_only=True):
     """How far the device is with its desired state (retained). `version` and `state` are null before the first one.
     `installed` is null where the store cannot be read, and where the message would be too large."""
@@ -490,6 +534,7 @@ class Reported(Struct, frozen=True, kw_only=True):
     items: list[ReportedItem]
     installed: list[InstalledEntry] | None
     not_taken: NotTaken | None = None
+    trials: list[ReportedTrial] = msgspec.field(default_factory=list)
 
 
 class Measured(Struct, frozen=True, kw_only=True):

@@ -55,6 +55,7 @@ class _Desired(Document, frozen=True, kw_only=True):
     items: Annotated[tuple[_Item, ...], Meta(max_length=MOST_ITEMS)]
     remove_others: bool = False
     sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    trial: str = ""
 
 
 class DesiredFile:
@@ -89,7 +90,7 @@ class DesiredFile:
         ]
         return DesiredState(
             found.version,
-            Terms(found.within_s, found.remove_others, found.sources),
+            Terms(found.within_s, found.remove_others, found.sources, found.trial),
             items,
             fingerprint=found.fingerprint,
             spent_s=found.spent_s,
@@ -130,5 +131,6 @@ class DesiredFile:
             items=items,
             remove_others=state.terms.remove_others,
             sources=dict(state.terms.sources),
+            trial=state.terms.trial,
         )
         return encode(body)

@@ -96,7 +96,7 @@ class Installer:
             self._at("staged")
         changes = [change for change in steps.changes if not _already(change, record)]
         trials = self._try(changes, verified.release.index.digest)
-        after = _after(record, verified, trials)
+        after = _after(record, verified, trials, self._context.trial)
         if after != record or verified.new_roots or written:
             self._switch(after, verified)
         return self._report(verified, trials, written)
@@ -335,16 +335,19 @@ def _already(change: ModelChange, record: Record) -> bool:
     return version.same_contents(current)
 
 
-def _after(record: Record, verified: Verified, trials: tuple[tuple[ModelChange, Trial], ...]) -> Record:
+def _after(
+    record: Record, verified: Verified, trials: tuple[tuple[ModelChange, Trial], ...], terms: str = ""
+) -> Record:
     models = dict(record.models)
     for change, trial in trials:
         before = models.get(change.model)
         adapters = tuple(_with_figures(one, trial.adapters.get(one.name)) for one in change.version.adapters)
         measured = Measurements.of(trial.figures)
         tried = msgspec.structs.replace(change.version, measured=measured, adapters=adapters)
-        models[change.model] = ModelRecord(
-            current=tried, previous=None if before is None else before.current, last_version=change.version.version
-        )
+        # A version that is still on trial is not kept: the one that answers is.
+        previous = None if before is None else before.proven
+        tried = msgspec.structs.replace(tried, trial="" if previous is None else terms)
+        models[change.model] = ModelRecord(current=tried, previous=previous, last_version=change.version.version)
     if verified.warning is not None:
         return msgspec.structs.replace(record, models=models)
     release = verified.release

@@ -68,8 +68,9 @@ class InstallContext:
     `trust` is the operator's root, None where there is none (then only `allow_unsigned` lets a package in).
     `time_trusted` says whether the wall clock is synchronised. `reserve_bytes` stay free on the file system. `keep_all`
     keeps the weights of every variant that passed its trial, not only the chosen one's. `measure` tries all variants
-    that can run here, to choose by what was measured. `again` tries a package whose trials were cut off too often. `at`
-    and `free_bytes` are for tests.
+    that can run here, to choose by what was measured. `again` tries a package whose trials were cut off too often.
+    `trial`: terms of a trial on requests, for each model that has a version before ('': none). `at` and `free_bytes`
+    are for tests.
     """
 
     prober: Prober
@@ -83,6 +84,7 @@ class InstallContext:
     keep_all: bool = False
     measure: bool = False
     again: bool = False
+    trial: str = ""
     free_bytes: FreeBytes = free_bytes
     at: At = nowhere
 

@@ -76,6 +76,7 @@ def installed_model(version: InstalledVersion, blobs: Blobs, fetch: Fetch | None
         adapters=tuple(_adapter(one, blobs, fetch) for one in version.adapters),
         kind=model.kind,
         merged_from=model.merged_from,
+        trial=version.trial,
     )
 
 

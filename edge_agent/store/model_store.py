@@ -198,9 +198,35 @@ class ModelStore:
                 text = f"there is no version of {model!r} before version {found.current.version}"
                 raise StoreError(text, "rollback", cause=Cause.NO_EARLIER_VERSION)
             returned = self._runnable(found.previous)
-            swapped = ModelRecord(current=found.previous, previous=found.current, last_version=found.last_version)
+            # Whoever returns to a version that was on trial wants it to answer.
+            current, previous = (msgspec.structs.replace(one, trial="") for one in (found.previous, found.current))
+            swapped = ModelRecord(current=current, previous=previous, last_version=found.last_version)
             self._write(record, {**record.models, model: swapped})
             return returned
+
+    def promote(self, model: str) -> InstalledModel:
+        """End the trial of a model's current version: it answers from now on."""
+        with self._changing():
+            record = self._state.read()
+            found = self._model(record, model)
+            if not found.current.trial:
+                raise StoreError(f"version {found.current.version} of {model!r} is not on trial", "promote")
+            kept = msgspec.structs.replace(found.current, trial="")
+            promoted = self._runnable(kept)
+            self._write(record, {**record.models, model: msgspec.structs.replace(found, current=kept)})
+            return promoted
+
+    def proven(self, model: str) -> InstalledModel | None:
+        """The version that answers while the current one is on trial; None where there is none that can run. Raises
+        StoreError."""
+        found = self._state.read().models.get(model)
+        if found is None or not found.current.trial or found.previous is None:
+            return None
+        try:
+            return installed_models.installed_model(found.previous, self._blobs)
+        except PackageError as error:
+            log.warning("model %r: the version before the one on trial cannot run: %s", model, error)
+            return None
 
     def remove(self, model: str, adapter: str | None = None) -> None:
         """Remove a model with both versions, or one adapter of it (a new version; rollback brings it back).
@@ -334,4 +360,4 @@ def _without(found: ModelRecord, model: str, adapter: str) -> ModelRecord:
     number = found.last_version + 1
     adapters = tuple(one for one in current.adapters if one.name != adapter)
     changed = msgspec.structs.replace(current, adapters=adapters, version=number)
-    return ModelRecord(current=changed, previous=current, last_version=number)
+    return ModelRecord(current=changed, previous=found.proven, last_version=number)

@@ -96,7 +96,8 @@ class InstalledVersion(Document, frozen=True, kw_only=True, rename={"selection":
 
     `kept` are variants whose weights stay beside the chosen one's. `offered` has the figures of every variant that was
     tried, `selection` the `SelectionPolicy` by which one was chosen (as its `text`), `choice` the sentence that says
-    why.
+    why. `trial`: the terms (JSON, `protocol.messages.TrialOrder`) on which the daemon tries it on requests beside the
+    version before, which answers until then; '' where it answers itself.
     """
 
     version: int
@@ -113,6 +114,7 @@ class InstalledVersion(Document, frozen=True, kw_only=True, rename={"selection":
     kept: tuple[Digest, ...] = ()
     offered: dict[Digest, Measurements] = field(default_factory=dict)
     selection: str = ""
+    trial: str = ""
 
     def manifests(self) -> tuple[Ref, ...]:
         """Every manifest that the version needs."""
@@ -139,6 +141,11 @@ class ModelRecord(Document, frozen=True, kw_only=True):
     def versions(self) -> tuple[InstalledVersion, ...]:
         """Current, then previous where there is one."""
         return (self.current,) if self.previous is None else (self.current, self.previous)
+
+    @property
+    def proven(self) -> InstalledVersion:
+        """The version that answers: the current one, and while that is on trial the one before."""
+        return self.previous if self.current.trial and self.previous is not None else self.current
 
 
 Signers = Annotated[tuple[str, ...], Meta(max_length=16)]

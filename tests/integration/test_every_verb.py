@@ -60,6 +60,7 @@ AGENT = {
     "install --config {config} --from {tar}": "tar",
     "models --config {toml}": "toml",
     "rollback --config {toml} m": "toml",
+    "promote --config {toml} m": "toml",
     "remove --config {toml} m": "toml",
     "doctor --config {toml}": "toml",
     "check-config {toml}": "toml",
@@ -76,6 +77,7 @@ AGENT = {
 STATES = (
     "models --config {config}",
     "rollback --config {config} m",
+    "promote --config {config} m",
     "remove --config {config} m --adapter a",
     "run --config {config}",
 )

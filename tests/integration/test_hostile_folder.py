@@ -53,6 +53,7 @@ AGENT = {
     "install": "install --config {config} {package}",
     "models": "models --config {config}",
     "rollback": "rollback --config {config} tiny",
+    "promote": "promote --config {config} tiny",
     "remove": "remove --config {config} tiny",
     "doctor": "doctor --config {config}",
     "power-mode": "power-mode --config {config}",

@@ -63,6 +63,7 @@ def echo_package(
     counter: int = 1,
     peak_bytes: int = 1 << 20,
     kind: str = "classify",
+    labels: Sequence[str] = LABELS,
     **options: object,
 ) -> Path:
     """A signed package of an echo model, of the kind 'classify' or 'embed'; `options` are the backend's."""
@@ -74,7 +75,7 @@ def echo_package(
     model = ModelSource(
         name=name,
         base_id=BASE_ID,
-        task={"kind": kind, "max_tokens": 64} | ({"labels": list(LABELS)} if kind == "classify" else {}),
+        task={"kind": kind, "max_tokens": 64} | ({"labels": list(labels)} if kind == "classify" else {}),
         variants=[VariantSource(weights, "echo", "fp32", peak_bytes=peak_bytes, accuracy=1.0, options=settings)],
         probes=echo_probes(folder, None, quick),
         licences=("Apache-2.0",),
@@ -130,9 +131,9 @@ class AgentProcess:
             f"[telemetry]\ninterval_s = 1.0\nheartbeat_s = 5.0\n{self.extra}\n"
         )
 
-    def install(self, package: Path) -> None:
+    def install(self, package: Path, trial: str | None = None) -> None:
         """Install a package by the function behind `edge-agent install`."""
-        install(self.config, package)
+        install(self.config, package, trial=trial)
 
     def start(self, **environment: str) -> None:
         """Start the daemon and wait for READY=1."""

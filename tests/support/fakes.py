@@ -23,6 +23,7 @@ from edge_agent.base.reading import Reading, unavailable
 from edge_agent.bundle.catalog import Adapter, InstalledModel, InstalledState, TaskSpec, Variant
 from edge_agent.bundle.probes import ProbeFile
 from edge_agent.core.desired_state import DesiredState, InstalledPackages
+from edge_agent.core.trial_records import TrialRecord
 from edge_agent.protocol.envelope import NO_LISTENER, Backlog, Inbound, LinkListener, Outbound
 from edge_agent.protocol.worker_messages import (
     AdapterAttached,
@@ -187,6 +188,21 @@ class NothingSaved:
         """See `DesiredStorage`."""
 
 
+class KeptTrials:
+    """Implements `agent.trial_watch.TrialStorage` in memory, which stays when a daemon ends."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, TrialRecord] = {}
+
+    def read(self) -> dict[str, TrialRecord]:
+        """See `TrialStorage`."""
+        return dict(self.records)
+
+    def write(self, records: Mapping[str, TrialRecord]) -> None:
+        """See `TrialStorage`."""
+        self.records = dict(records)
+
+
 class NoSource:
     """Implements `agent.desired_keeper.PackageSource`: no package is anywhere."""
 
@@ -202,6 +218,7 @@ class FakeLibrary:
         self._models = {model.name: model for model in models}
         self._generation = 1
         self.broken: EdgeError | None = None
+        self.earlier: dict[str, InstalledModel] = {}
         self.probe_files: dict[str, ProbeFile] = {}
 
     def active(self) -> tuple[InstalledModel, ...]:
@@ -221,6 +238,10 @@ class FakeLibrary:
             for name, one in self._models.items()
         }
 
+    def proven(self, model: str) -> InstalledModel | None:
+        """See `ports.Library`: what was put into `earlier`."""
+        return self.earlier.get(model)
+
     def packages(self) -> InstalledPackages:
         """Every model, and every adapter, from a package of its own that is called as its variant or itself."""
         current: dict[tuple[str, str | None], str] = {}
@@ -238,8 +259,20 @@ class FakeLibrary:
         self._models[model.name] = model
         self._generation += 1
 
+    def put_on_trial(self, name: str, terms: str = "{}", **fields: Any) -> None:
+        """A new version of a model is on trial; the one that is there answers."""
+        before = self._models[name]
+        self.earlier[name] = before
+        self.install(replace(before, version=before.version + 1, trial=terms, **fields))
+
+    def end_trial(self, name: str, promote: bool) -> None:
+        """The version on trial answers from now on, or the one before is current again."""
+        before, tried = self.earlier.pop(name), self._models[name]
+        self.install(replace(tried, trial="") if promote else before)
+
     def remove(self, name: str) -> None:
         """A model is no longer installed."""
+        self.earlier.pop(name, None)
         del self._models[name]
         self._generation += 1
 
@@ -450,7 +483,7 @@ class FakeWorker:
                 continue
             self.inside[job.id] = job
         if self.plan.compute_s is not None:
-            asyncio.get_running_loop().call_later(self.plan.compute_s, self.finish, [job.id for job in jobs])
+            asyncio.get_running_loop().call_later(self.plan.compute_s, self._end_as_planned, [job.id for job in jobs])
 
     def set_limits(self, limits: StepLimits) -> None:
         """See `ports.Worker`."""
@@ -469,6 +502,17 @@ class FakeWorker:
         self.alive = False
         await asyncio.sleep(self.plan.close_s)
         self.held_bytes = 0
+
+    def _end_as_planned(self, names: Sequence[str]) -> None:
+        digest = "" if self.variant is None else self.variant.digest
+        compute_ms, label = self.plan.answers.get(digest, (5.0, "on"))
+        if label == "die":
+            self.die("killed by SIGSEGV")
+        elif label == "fail":
+            for name in [name for name in names if name in self.inside]:
+                self.fail(name)
+        elif label != "silence":
+            self.finish(names, compute_ms, label)
 
     def finish(self, names: Sequence[str] | None = None, compute_ms: float = 5.0, label: str = "on") -> None:
         """Answer these jobs (all that are inside, by default)."""
@@ -553,6 +597,8 @@ class Plan:
     build_s: float = 60.0
     # What the next loads meet: 'die', 'die when loaded', or an error to raise, or None for a good one.
     load_faults: deque[EdgeError | str | None] = field(default_factory=lambda: deque(maxlen=1000))
+    # By the digest of a variant: milliseconds and label of its answers; 'die', 'fail' and 'silence' are none.
+    answers: dict[str, tuple[float, str]] = field(default_factory=dict)
     spawn_s: float = 0.0
     spawn_faults: deque[EdgeError | None] = field(default_factory=lambda: deque(maxlen=1000))
 

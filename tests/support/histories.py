@@ -214,7 +214,9 @@ class Life:
 
     # ---- the operator of the store: processes that outlive the daemon's death, but not the power ---------------------
 
-    async def install(self, package: str, limit_s: float | None = None, digest: str | None = None) -> Mapping[str, Any]:
+    async def install(
+        self, package: str, limit_s: float | None = None, digest: str | None = None, trial: str = ""
+    ) -> Mapping[str, Any]:
         """See `commands.Operator`."""
         path = self.history.inbox / package
 
@@ -227,7 +229,12 @@ class Life:
         return await self._child(work, limit_s)
 
     async def fetch(
-        self, url: str, digest: str, limit_s: float | None = None, progress: FetchedBytes | None = None
+        self,
+        url: str,
+        digest: str,
+        limit_s: float | None = None,
+        progress: FetchedBytes | None = None,
+        trial: str = "",
     ) -> Mapping[str, Any]:
         """See `commands.Operator`; the server may be away."""
         history = self.history

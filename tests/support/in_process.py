@@ -30,6 +30,7 @@ from edge_agent.agent.serving import ModelServer
 from edge_agent.agent.status_builder import Identity, StatusBuilder
 from edge_agent.agent.store_changes import StoreChanges
 from edge_agent.agent.trace_reports import TraceReports
+from edge_agent.agent.trial_watch import TrialWatch
 from edge_agent.agent.worker_events import WorkerEventHandler
 from edge_agent.base.clock import ManualClock
 from edge_agent.bundle.catalog import InstalledModel
@@ -47,6 +48,7 @@ from tests.support.fakes import (
     FakeSensors,
     FakeSpawner,
     FakeTransport,
+    KeptTrials,
     NoSource,
     NothingAnnounced,
     NothingSaved,
@@ -60,17 +62,26 @@ PREFIX, NAME = "edge/v1", "dev"
 class FakeOperator:
     """Store changes as `agent.commands.Operator` asks for them; remembers them, and raises `fault` once when set."""
 
-    def __init__(self) -> None:
+    def __init__(self, library: FakeLibrary | None = None) -> None:
+        """`library`: where the ends of trials take effect."""
+        self.library = library
         self.calls: list[tuple[str, ...]] = []
         self.fault: Exception | None = None
         self.takes_s = 0.0
 
-    async def install(self, package: str, limit_s: float | None = None, digest: str | None = None) -> Mapping[str, Any]:
+    async def install(
+        self, package: str, limit_s: float | None = None, digest: str | None = None, trial: str = ""
+    ) -> Mapping[str, Any]:
         """See `Operator`."""
         return await self._do("install", package)
 
     async def fetch(
-        self, url: str, digest: str, limit_s: float | None = None, progress: FetchedBytes | None = None
+        self,
+        url: str,
+        digest: str,
+        limit_s: float | None = None,
+        progress: FetchedBytes | None = None,
+        trial: str = "",
     ) -> Mapping[str, Any]:
         """See `Operator`."""
         return await self._do("fetch", url)
@@ -81,7 +92,19 @@ class FakeOperator:
 
     async def rollback(self, model: str, limit_s: float | None = None) -> Mapping[str, Any]:
         """See `Operator`."""
-        return await self._do("rollback", model)
+        done = await self._do("rollback", model)
+        self._end_trial(model, promote=False)
+        return done
+
+    async def promote(self, model: str, limit_s: float | None = None) -> Mapping[str, Any]:
+        """See `TrialOperator`."""
+        done = await self._do("promote", model)
+        self._end_trial(model, promote=True)
+        return done
+
+    def _end_trial(self, model: str, promote: bool) -> None:
+        if self.library is not None and model in self.library.earlier:
+            self.library.end_trial(model, promote)
 
     async def _do(self, *call: str) -> Mapping[str, Any]:
         self.calls.append(call)
@@ -124,7 +147,7 @@ class Device:
         self.sensors: FakeSensors = given.get("sensors") or FakeSensors(clock)
         if not given.keys() - {"sizer", "routing"}:
             self.sensors.held_bytes = self.spawner.held_bytes
-        self.operator = given.get("operator") or FakeOperator()
+        self.operator = given.get("operator") or FakeOperator(self.library)
         self.events: list[tuple[str, str]] = []
         topics = Topics(PREFIX, NAME)
         identity = Identity(NAME, boot_id, "0.1", "no board", "3.11", {}, heartbeat_s, interval_s, home_assistant)
@@ -169,7 +192,9 @@ class Device:
         self.intake = Intake(self.context, options, self.manager, self.server, events, self.commands)
         self.probes: dict[str | tuple[str, str], ProbeFile] = {}
         self.canary = CanaryProber(self.context, self.manager, self._probes_of, canary_s)
-        background = [self.guard, self.canary, self.desired]
+        storage = given.get("trials") or KeptTrials()
+        self.trials = TrialWatch(self.context, self.library, self.manager, self.host, self.operator, storage)
+        background = [self.guard, self.canary, self.desired, self.trials]
         self.agent = Agent(self.context, self.manager, self.server, self.intake, self.watch, self.reporter, background)
         self._acks = 0
 

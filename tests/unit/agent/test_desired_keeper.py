@@ -46,14 +46,21 @@ class Installer:
         self.ends_s = 0.0
         self.fetched: tuple[int, ...] = ()
 
-    async def install(self, package: str, limit_s: float | None = None, digest: str | None = None) -> Mapping[str, Any]:
+    async def install(
+        self, package: str, limit_s: float | None = None, digest: str | None = None, trial: str = ""
+    ) -> Mapping[str, Any]:
         """See `Operator`."""
         await self._spend("install", package, limit_s)
         self.library.install(a_model("m", a_variant(package[0] * 64)))
         return {}
 
     async def fetch(
-        self, url: str, digest: str, limit_s: float | None = None, progress: FetchedBytes | None = None
+        self,
+        url: str,
+        digest: str,
+        limit_s: float | None = None,
+        progress: FetchedBytes | None = None,
+        trial: str = "",
     ) -> Mapping[str, Any]:
         """See `Operator`."""
         if progress is not None:

@@ -1,0 +1,32 @@
+"""What is shown and kept of the trial of a version, for each model the last one.
+
+A file of its own because the daemon always has it; the judge itself (`core.version_trial`) is imported when a trial
+begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRecord:
+    """One version on trial, or how its trial ended.
+
+    `package`: the digest of the index of the package that it came from. `since_s`: wall clock of the begin. `spent_s`,
+    `restarts`: running seconds, and daemons that ended in mid-trial. `sure`: False where time or requests ran out and
+    the terms decided. `reason`: the verdict, or what the trial waits for. `figures`: see `VersionTrial.figures`.
+    """
+
+    model: str
+    version: int
+    package: str
+    state: Literal["running", "promoted", "returned"]
+    since_s: float
+    spent_s: float = 0.0
+    restarts: int = 0
+    sure: bool | None = None
+    reason: str = ""
+    figures: Mapping[str, float | None] = field(default_factory=dict)

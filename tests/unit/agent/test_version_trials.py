@@ -1,0 +1,186 @@
+"""A version on trial beside the one that answers: judged, kept or returned; never in the way of a request."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from edge_agent.base.causes import Cause, Closure
+from edge_agent.base.errors import StoreError
+from edge_agent.core.version_trial import MOST_DEATHS, MOST_RESTARTS
+from tests.support.fakes import FakeLibrary, KeptTrials, Plan, a_model, a_variant
+from tests.support.in_process import Device
+from tests.support.virtual_time import later
+
+NEW = a_variant("new")
+TERMS = json.dumps({"least": 20, "most": 60, "agreement": 0.5, "failures": 0.4, "slower": 2.0})
+
+
+async def look(device: Device, seconds: int = 1) -> None:
+    for _ in range(seconds):
+        device.watch.tick()
+        await device.trials.tick()
+        await later(1.0)
+
+
+async def asked(device: Device, count: int, prefix: str = "q") -> None:
+    """Requests, one after another, each answered by the version before."""
+    for number in range(count):
+        await device.ask(f"{prefix}{number}")
+        await later(0.4)
+        assert device.transport.reply(f"{prefix}{number}")["result"]["label"] == "on", device.dump()
+        if number % 3 == 0:
+            await look(device)
+
+
+async def begun(device: Device, terms: str = TERMS, **fields: Any) -> None:
+    await device.ask("first")
+    await later(0.4)
+    device.library.put_on_trial("m", terms, variant=NEW, variants=(NEW,), **fields)
+    await look(device, 2)
+
+
+def record(device: Device) -> Any:
+    return device.context.trials["m"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "state", "word"),
+    [
+        ((5.0, "on"), "promoted", "agreement 1.000"),
+        ((5.0, "off"), "returned", "agreement 0.000"),
+        ((25.0, "on"), "returned", "latency 5.000"),
+        ((5.0, "fail"), "returned", "failures 1.000"),
+        ((5.0, "die"), "returned", f"its worker ended {MOST_DEATHS} times"),
+    ],
+)
+def test_a_version_is_kept_or_returned_by_what_it_does(answers: tuple[float, str], state: str, word: str) -> None:
+    async def scenario(device: Device) -> None:
+        device.spawner.plan.answers[NEW.digest] = answers
+        await begun(device)
+        assert "trial-started" in device.kinds() and device.served().model.version == 1
+        await asked(device, 45)
+        await look(device, 3)
+        assert record(device).state == state and word in record(device).reason, record(device)
+        assert device.kinds().count("trial-ended") == 1
+        act = "promote" if state == "promoted" else "rollback"
+        assert device.operator.calls == [(act, "m")]
+        assert device.served().model.version == (2 if state == "promoted" else 1)
+        assert "m/trial" not in device.manager.ledger.accounts()
+        assert device.served().observer is None
+        told = device.transport.bodies("models")
+        assert all("m/trial" not in str(body) for body in told)
+
+    Device.run(scenario, a_model(), plan=Plan())
+
+
+def test_a_silent_version_fails_and_its_worker_is_ended() -> None:
+    async def scenario(device: Device) -> None:
+        device.spawner.plan.answers[NEW.digest] = (5.0, "silence")
+        await begun(device)
+        await asked(device, 30)
+        assert record(device).state == "running"
+        for number in range(40):
+            await asked(device, 1, f"later{number}-")
+            await look(device, 12)
+        assert record(device).state == "returned", record(device)
+
+    Device.run(scenario, a_model())
+
+
+def test_the_verdict_is_carried_out_until_the_store_shows_it() -> None:
+    async def scenario(device: Device) -> None:
+        device.operator.fault = StoreError("another command changes it", cause=Cause.BUSY)
+        await begun(device)
+        await asked(device, 30)
+        await look(device, 12)
+        assert device.operator.calls == [("promote", "m")] * 2 and device.served().model.version == 2
+
+    Device.run(scenario, a_model())
+
+
+def test_nothing_is_copied_while_requests_wait_or_memory_is_short() -> None:
+    async def scenario(device: Device) -> None:
+        await begun(device)
+        device.manager.close_admission(Closure(Cause.MEMORY, "short"))
+        await look(device, 5)
+        assert not any(one.alive and one.variant == NEW for one in device.spawner.workers)
+        device.manager.open_admission()
+        device.spawner.plan.compute_s = None
+        await device.ask("waits")
+        await look(device, 10)
+        assert not any(one.alive and one.variant == NEW for one in device.spawner.workers), device.dump()
+        device.spawner.workers[0].finish()
+        await look(device, 5)
+        assert any(one.alive and one.variant == NEW for one in device.spawner.workers)
+
+    Device.run(scenario, a_model())
+
+
+def test_the_worker_of_a_version_on_trial_is_the_first_to_be_evicted() -> None:
+    async def scenario(device: Device) -> None:
+        await begun(device)
+        await asked(device, 3)
+        await look(device, 2)
+        assert "m/trial" in device.manager.ledger.accounts()
+        assert await device.manager.evict_idle("the host needs memory")
+        assert "m/trial" not in device.manager.ledger.accounts() and device.served().worker is not None
+        await asked(device, 45, "again")
+        await look(device, 2)
+        assert record(device).state == "promoted", "it is loaded again, and an eviction is no death"
+
+    Device.run(scenario, a_model())
+
+
+def test_a_daemon_that_was_killed_goes_on_and_a_verdict_is_not_forgotten() -> None:
+    kept, library = KeptTrials(), FakeLibrary(a_model())
+
+    async def first(device: Device) -> None:
+        await begun(device)
+        await asked(device, 5)
+
+    async def second(device: Device) -> None:
+        await look(device, 2)
+        assert device.served().model.version == 1 and record(device).restarts == 1
+        assert "trial-started" not in device.kinds()
+        device.operator.library = None  # the store command is killed with the daemon
+        await asked(device, 40)
+        assert kept.records["m"].state == "promoted"
+
+    async def third(device: Device) -> None:
+        await look(device, 4)
+        assert device.operator.calls == [("promote", "m")] and device.served().model.version == 2
+
+    for scenario in (first, second, third):
+        Device.run(scenario, ports={"library": library, "trials": kept})
+
+
+def test_a_version_during_whose_trial_the_daemon_ends_again_and_again_is_returned() -> None:
+    kept, library = KeptTrials(), FakeLibrary(a_model())
+
+    async def first(device: Device) -> None:
+        await begun(device)
+
+    async def again(device: Device) -> None:
+        await look(device, 3)
+
+    Device.run(first, ports={"library": library, "trials": kept})
+    for _ in range(MOST_RESTARTS):
+        last = Device.run(again, ports={"library": library, "trials": kept})
+    assert kept.records["m"].state == "returned" and last.operator.calls == [("rollback", "m")]
+
+
+def test_a_person_ends_a_trial_and_a_model_without_a_version_before_has_none() -> None:
+    async def scenario(device: Device) -> None:
+        await begun(device)
+        device.library.end_trial("m", promote=True)
+        await look(device, 2)
+        assert record(device).state == "promoted" and "ended on the device" in record(device).reason
+        assert device.operator.calls == []
+        device.library.change("m", trial=TERMS, version=3)  # its version before is damaged
+        await look(device, 3)
+        assert device.operator.calls == [("promote", "m")]
+
+    Device.run(scenario, a_model())
