@@ -256,6 +256,8 @@ class FakeLibrary:
 
     def install(self, model: InstalledModel) -> None:
         """A model becomes active, or replaces the one of its name."""
+        if not model.trial:
+            self.earlier.pop(model.name, None)
         self._models[model.name] = model
         self._generation += 1
 
@@ -267,7 +269,7 @@ class FakeLibrary:
 
     def end_trial(self, name: str, promote: bool) -> None:
         """The version on trial answers from now on, or the one before is current again."""
-        before, tried = self.earlier.pop(name), self._models[name]
+        before, tried = self.earlier[name], self._models[name]
         self.install(replace(tried, trial="") if promote else before)
 
     def remove(self, name: str) -> None:

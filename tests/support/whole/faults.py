@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
@@ -163,6 +164,17 @@ async def models_change(world: World, dice: random.Random) -> None:
     world.library.install(models[name])
 
 
+async def version_on_trial(world: World, dice: random.Random) -> None:
+    """A new version gets copies of requests, and is kept or returned; or somebody changes the model before that."""
+    name = dice.choice([model.name for model in world.installed])
+    there = {model.name: model for model in world.library.active()}
+    if name in there and not there[name].trial:
+        terms = {"least": 8, "most": dice.choice((8, 30)), "within_s": dice.choice((60.0, 600.0)), "agreement": 0.3}
+        ends = {"otherwise": dice.choice(("promote", "return"))}
+        world.library.put_on_trial(name, json.dumps({**terms, **ends}), variant=world.another_variant(name, dice))
+    await asyncio.sleep(dice.uniform(0.0, 40.0))
+
+
 async def daemon_restarts(world: World, dice: random.Random) -> None:
     """An upgrade: the daemon is stopped in order, and started again."""
     await world.lives.restart(dice.choice((0.1, 1.0, 6.0)))
@@ -189,5 +201,5 @@ ALL: tuple[Fault, ...] = (
     sensor_lost, sensor_frozen, fever, memory_pressure, worker_killed, worker_hangs, bad_workers, slow_workers,
     broker_gone, connection_lost, connection_mute, congestion, events_refused, wall_clock_jumps, process_stalls,
     disk_full, store_unreadable, models_change, daemon_restarts, daemon_killed,
-    hostile_client,
+    hostile_client, version_on_trial,
 )  # fmt: skip

@@ -18,6 +18,7 @@ from edge_agent.agent.status_builder import StatusBuilder
 from edge_agent.base.causes import WorkerDeath
 from edge_agent.base.errors import StoreError
 from edge_agent.core.memory_ledger import FootprintKey, MeasuredFootprint
+from edge_agent.core.trial_records import TrialRecord
 from edge_agent.mqtt.options import MqttOptions
 from edge_agent.mqtt.reconnect import Reason
 from edge_agent.mqtt.spool import _HEADER, Segment, Spool
@@ -26,6 +27,7 @@ from edge_agent.protocol.envelope import Outbound
 from edge_agent.protocol.topics import Topics
 from edge_agent.protocol.worker_messages import AnyEvent, WorkerListener
 from edge_agent.store.footprint_cache import FootprintFile
+from edge_agent.store.trial_file import TrialFile
 from tests.support.fakes import RecordingNotifier
 from tests.support.in_process import Device, FakeOperator
 from tests.support.whole.board import EXIT_S, SimWorker
@@ -66,7 +68,8 @@ class Life:
             "sensors": world.board,
             "spawner": self._spawn,
             "library": world.library,
-            "operator": FakeOperator(),
+            "operator": FakeOperator(world.library),
+            "trials": KeptTrialFile(self, world.folder),
             "ledger": self.ledger,
             "figures": KeptFigures(self, world.folder),
         }
@@ -185,6 +188,19 @@ class KeptFigures(FootprintFile):
         """See `FootprintFile.write`."""
         self._life.effect()
         super().write(figures)
+
+
+class KeptTrialFile(TrialFile):
+    """The real file of the trials of versions."""
+
+    def __init__(self, life: Life, folder: Path) -> None:
+        self._life = life
+        super().__init__(folder)
+
+    def write(self, records: Mapping[str, TrialRecord]) -> None:
+        """See `TrialFile.write`."""
+        self._life.effect()
+        super().write(records)
 
 
 class Lives:

@@ -77,6 +77,10 @@ class Rules:
             self._say(text, f"neither answered nor expired: {text}")
 
         self._kept()
+        running = [one.model for one in world.device.context.trials.values() if one.state == "running"]
+        beside = [name for name in world.device.manager.ledger.accounts() if name.endswith("/trial")]
+        if running or beside:
+            self._say("trial", f"after a long peace {running} are on trial, and {beside} hold memory")
 
     def _kept(self) -> None:
         """The retained status is that of this life, and no event that reached the disk is missing."""
