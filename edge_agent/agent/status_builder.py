@@ -24,7 +24,7 @@ from edge_agent.core.governor import ComputeGrant
 from edge_agent.core.latency import QuantileWindow
 from edge_agent.core.trial_records import TrialRecord
 from edge_agent.core.variant_fallback import FallbackState
-from edge_agent.protocol import encode, home_assistant, messages
+from edge_agent.protocol import encode, home_assistant, messages, telemetry_parts
 from edge_agent.protocol.envelope import Outbound
 from edge_agent.protocol.messages import Severity, State
 from edge_agent.protocol.topics import Topics
@@ -331,10 +331,10 @@ NOT_TOLD: Mapping[drift_reference.Kind, str] = {
 }
 
 
-def model_telemetry(share: ModelStats, served: ServedModel | None) -> messages.ModelTelemetry:
+def model_telemetry(share: ModelStats, served: ServedModel | None) -> telemetry_parts.ModelTelemetry:
     """One model's interval as a message part; `served` is None for one that was removed meanwhile."""
     told = sorted(share.adapters, key=lambda name: -share.adapters[name].count)[:ADAPTERS_TOLD]
-    return messages.ModelTelemetry(
+    return telemetry_parts.ModelTelemetry(
         requests=share.answered,
         failed=sum(count for status, count in share.statuses.items() if status != 200),
         total_ms=quantiles(share.total_ms),
@@ -345,7 +345,7 @@ def model_telemetry(share: ModelStats, served: ServedModel | None) -> messages.M
         out_of_scope=share.out_of_scope,
         confidence_mean=round(share.confidence_sum / share.classified, 4) if share.classified else None,
         adapters={
-            name: messages.AdapterTelemetry(
+            name: telemetry_parts.AdapterTelemetry(
                 requests=share.adapters[name].count, total_ms=quantiles(share.adapters[name])
             )
             for name in told
@@ -358,7 +358,7 @@ def model_telemetry(share: ModelStats, served: ServedModel | None) -> messages.M
     )
 
 
-def canaries(served_models: Mapping[str, ServedModel], now_s: float) -> dict[str, messages.Canary]:
+def canaries(served_models: Mapping[str, ServedModel], now_s: float) -> dict[str, telemetry_parts.Canary]:
     """The last golden probes of every model in memory and of its attached adapters, and of models and adapters that
     left memory after their probes failed. `now_s`: monotonic seconds."""
     found = {}
@@ -368,7 +368,7 @@ def canaries(served_models: Mapping[str, ServedModel], now_s: float) -> dict[str
         told = [one.name for one in served.model.adapters if one.name in held or _failed(served, one.name)]
         adapters = {name: _canary(served, name, now_s) for name in told}
         if served.worker is not None or own.ok is False or adapters:
-            found[served.name] = messages.Canary(own.ok, own.reason, own.age_s, adapters)
+            found[served.name] = telemetry_parts.Canary(own.ok, own.reason, own.age_s, adapters)
     return found
 
 
@@ -377,30 +377,32 @@ def _failed(served: ServedModel, adapter: str) -> bool:
     return last is not None and last.ok is False
 
 
-def _canary(served: ServedModel, adapter: str | None, now_s: float) -> messages.AdapterCanary:
+def _canary(served: ServedModel, adapter: str | None, now_s: float) -> telemetry_parts.AdapterCanary:
     last = served.last_probed(adapter)
     if last is None:
-        return messages.AdapterCanary(None, f"not probed since it was {'loaded' if adapter is None else 'attached'}")
-    return messages.AdapterCanary(last.ok, last.reason, round(now_s - last.at_s, 1))
+        return telemetry_parts.AdapterCanary(
+            None, f"not probed since it was {'loaded' if adapter is None else 'attached'}"
+        )
+    return telemetry_parts.AdapterCanary(last.ok, last.reason, round(now_s - last.at_s, 1))
 
 
-def quantiles(window: QuantileWindow) -> messages.Quantiles | None:
+def quantiles(window: QuantileWindow) -> telemetry_parts.Quantiles | None:
     """p50, p95 and p99 as a message part; None without samples."""
     summary = window.summary()
     p50, p95, p99 = (summary[name] for name in ("p50", "p95", "p99"))
     if p50 is None or p95 is None or p99 is None:
         return None
-    return messages.Quantiles(round(p50, 3), round(p95, 3), round(p99, 3))
+    return telemetry_parts.Quantiles(round(p50, 3), round(p95, 3), round(p99, 3))
 
 
-def _drift(seen: TextStatistics, adapter: str | None, served: ServedModel | None) -> messages.Drift:
+def _drift(seen: TextStatistics, adapter: str | None, served: ServedModel | None) -> telemetry_parts.Drift:
     metrics: Mapping[str, float] = {}
     if served is not None:
         owner = served.model.variant if adapter is None else served.model.adapter(adapter)
         metrics = owner.metrics if owner is not None else {}
     reasons: dict[str, None] = {}
     unknown = _unknown(seen, metrics, reasons)
-    return messages.Drift(
+    return telemetry_parts.Drift(
         confidence_psi=_psi(seen.confidence, metrics, "confidence", reasons),
         texts=max(sum(seen.confidence), sum(seen.fragmentation)),
         fragmentation_psi=_psi(seen.fragmentation, metrics, "fragmentation", reasons),

@@ -27,7 +27,8 @@ from edge_agent.base.limits import DEVICES_WATCHED
 from edge_agent.client.device_feed import read_said
 from edge_agent.core.governor import GovernorLevel
 from edge_agent.core.memory_pressure import PressureStage
-from edge_agent.protocol.messages import EVENT_KINDS, Event, Info, Quantiles, Status, Telemetry
+from edge_agent.protocol.messages import EVENT_KINDS, Event, Info, Status, Telemetry
+from edge_agent.protocol.telemetry_parts import Quantiles
 from edge_agent.protocol.topics import NAME
 
 KINDS: Mapping[str, type[Status] | type[Info] | type[Telemetry] | type[Event]] = {

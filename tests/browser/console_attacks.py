@@ -4,7 +4,7 @@ import json
 import time
 from typing import Any
 
-from edge_agent.protocol import messages
+from edge_agent.protocol import telemetry_parts
 from tests.browser.window import MODEL, WAIT_MS, Place, Window, card, panel, shown, told
 from tests.support import told_devices
 from tests.support.told_devices import Teller
@@ -39,8 +39,10 @@ ODD = (
 def test_nothing_that_a_device_says_becomes_more_than_text(window: Window, place: Place) -> None:
     import msgspec
 
-    total = messages.Quantiles(p50=1.0, p95=2.0, p99=3.0)
-    model = messages.ModelTelemetry(requests=1, failed=0, total_ms=total, compute_ms=total, batch_mean=1.0, joules=None)
+    total = telemetry_parts.Quantiles(p50=1.0, p95=2.0, p99=3.0)
+    model = telemetry_parts.ModelTelemetry(
+        requests=1, failed=0, total_ms=total, compute_ms=total, batch_mean=1.0, joules=None
+    )
     report = msgspec.to_builtins(told_devices.telemetry())
     report = evil(report) | {
         "models": {EVIL: evil(msgspec.to_builtins(model)) | {"adapters": {EVIL: {"requests": 1}}, "drift": {EVIL: {}}}},

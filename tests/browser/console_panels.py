@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from edge_agent.client.request_client import RequestClient
-from edge_agent.protocol import messages
+from edge_agent.protocol import messages, telemetry_parts
 from edge_agent.store.inbox_packages import package_digest
 from tests.browser.window import (
     MODEL,
@@ -56,7 +56,7 @@ def test_trouble_stands_in_front_and_each_is_named(window: Window, place: Place)
         "t-warm": {"celsius": 76.0, "level": "reduced"},
         "t-short": {"memory": memory},
         "t-refusing": {"refusals": {"429": 7}, "refusal_reasons": {"queue-full": 7}},
-        "t-probes": {"canaries": {"m": messages.Canary(False, "row 2 differs")}},
+        "t-probes": {"canaries": {"m": telemetry_parts.Canary(False, "row 2 differs")}},
         "t-weak": {"sensors": flags},
     }
     states = {"t-off": ("offline", "power cut"), "t-degraded": ("degraded", "deaf")}
@@ -199,10 +199,10 @@ def picture_of_work(page: Any, place: Place) -> None:
 
 
 def test_latencies_are_those_of_the_report(window: Window, place: Place) -> None:
-    total = messages.Quantiles(p50=12.34, p95=56.78, p99=2345.0)
-    adapters = {"ad": messages.AdapterTelemetry(requests=20, total_ms=total)}
-    drift = {"": messages.Drift(confidence_psi=0.41, texts=99)}
-    model = messages.ModelTelemetry(
+    total = telemetry_parts.Quantiles(p50=12.34, p95=56.78, p99=2345.0)
+    adapters = {"ad": telemetry_parts.AdapterTelemetry(requests=20, total_ms=total)}
+    drift = {"": telemetry_parts.Drift(confidence_psi=0.41, texts=99)}
+    model = telemetry_parts.ModelTelemetry(
         requests=30,
         failed=1,
         total_ms=total,

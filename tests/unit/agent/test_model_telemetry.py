@@ -12,7 +12,7 @@ from edge_agent.agent.stats import ModelStats
 from edge_agent.agent.status_builder import model_telemetry
 from edge_agent.bundle.drift_reference import UNKNOWN_SHARE, to_metrics
 from edge_agent.core.drift import LEAST_TEXTS
-from edge_agent.protocol.messages import Drift
+from edge_agent.protocol.telemetry_parts import Drift
 from tests.support.fakes import a_model
 
 SURE = to_metrics([0.0] * 9 + [1.0])

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from edge_agent.fleet.rollout import DeviceFacts, DeviceProgress, Look, Rollout, Step, progress
-from edge_agent.protocol import messages
+from edge_agent.protocol import messages, telemetry_parts
 from edge_agent.protocol.rollout_messages import RolloutPlan, RolloutRecord, RolloutState
 from tests.support import told_devices as told
 
@@ -122,7 +122,7 @@ def test_a_device_that_has_applied_it_and_is_gone_holds_no_wave() -> None:
 
 
 def telemetry(seq: int, requests: int = 0, failed: int = 0, celsius: float = 50.0, **more: Any) -> messages.Telemetry:
-    model = messages.ModelTelemetry(
+    model = telemetry_parts.ModelTelemetry(
         requests=requests, failed=failed, total_ms=None, compute_ms=None, batch_mean=None, joules=None
     )
     return msgspec.structs.replace(told.telemetry(celsius, models={"m": model}, **more), seq=seq)
@@ -157,11 +157,11 @@ def test_requests_of_all_devices_together_count_where_each_has_too_few() -> None
 
 
 def test_heat_drift_probes_and_refusals_stop_it_where_the_plan_says_so() -> None:
-    drift = {"": messages.Drift(confidence_psi=0.3, texts=100)}
-    drifting = messages.ModelTelemetry(
+    drift = {"": telemetry_parts.Drift(confidence_psi=0.3, texts=100)}
+    drifting = telemetry_parts.ModelTelemetry(
         requests=1, failed=0, total_ms=None, compute_ms=None, batch_mean=None, joules=None, drift=drift
     )
-    failing = {"m": messages.Canary(ok=False, reason="label 1")}
+    failing = {"m": telemetry_parts.Canary(ok=False, reason="label 1")}
     cases: list[tuple[messages.Telemetry, dict[str, Any], str]] = [
         (telemetry(2, celsius=91.0), {"temperature_c": 90}, "its temperature is 91 °C, above 90"),
         (msgspec.structs.replace(telemetry(2), models={"m": drifting}), {"drift_psi": 0.25}, "the drift of m is 0.30"),
