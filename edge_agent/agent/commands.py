@@ -89,8 +89,8 @@ class Operator(Protocol):
         """Remove a model or one adapter of it."""
         ...
 
-    async def rollback(self, model: str, limit_s: float | None = None) -> Mapping[str, Any]:
-        """Return a model to the version before."""
+    async def rollback(self, model: str, limit_s: float | None = None, trial: str = "") -> Mapping[str, Any]:
+        """Return a model to the version before; with `trial` as after an install."""
         ...
 
 

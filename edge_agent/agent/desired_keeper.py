@@ -263,7 +263,7 @@ class DesiredKeeper:
         if attempt.action is StoreAction.REMOVE:
             await self._operator.remove(wanted.model, wanted.adapter, limit_s)
         elif attempt.action is StoreAction.ROLL_BACK:
-            await self._operator.rollback(wanted.model, limit_s)
+            await self._operator.rollback(wanted.model, limit_s, self._trial())
         else:
             await self._install(wanted.package or "", attempt)
 

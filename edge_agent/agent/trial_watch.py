@@ -52,7 +52,7 @@ class TrialLibrary(Protocol):
 class TrialOperator(Protocol):
     """Ends a trial in the store, in a process of its own; `app.daemon.StoreProcess`. Raises StoreError."""
 
-    async def rollback(self, model: str, limit_s: float | None = None) -> Mapping[str, Any]:
+    async def rollback(self, model: str, limit_s: float | None = None, trial: str = "") -> Mapping[str, Any]:
         """Return the model to the version before."""
         ...
 

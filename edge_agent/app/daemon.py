@@ -338,9 +338,9 @@ class StoreProcess:
         """See `commands.Operator`."""
         return await self._run(limit_s, "remove", model, *(("--adapter", adapter) if adapter else ()))
 
-    async def rollback(self, model: str, limit_s: float | None = None) -> Mapping[str, Any]:
+    async def rollback(self, model: str, limit_s: float | None = None, trial: str = "") -> Mapping[str, Any]:
         """See `commands.Operator`."""
-        return await self._run(limit_s, "rollback", model)
+        return await self._run(limit_s, "rollback", model, *_trial_option(trial))
 
     async def promote(self, model: str, limit_s: float | None = None) -> Mapping[str, Any]:
         """See `trial_watch.TrialOperator`."""

@@ -275,11 +275,12 @@ def report_fields(report: InstallReport) -> dict[str, Any]:
     }
 
 
-def rollback(config: Path | None, model: str) -> dict[str, Any]:
-    """Return a model to the version before."""
+def rollback(config: Path | None, model: str, trial: str | None = None) -> dict[str, Any]:
+    """Return a model to the version before; with `trial` it answers only after a trial, as in `install`."""
+    terms = _trial_terms(trial)
     settings = _settings_of_owner(config)
     before = next((one for one in ModelStore(wiring.store_dir(settings)).active() if one.name == model), None)
-    returned = ModelStore(wiring.store_dir(settings)).rollback(model)
+    returned = ModelStore(wiring.store_dir(settings)).rollback(model, terms)
     lost = {one.name for one in before.adapters} - {one.name for one in returned.adapters} if before else set()
     notes = [f"without {', '.join(sorted(lost))}"] if lost else []
     text = f"{model} is back at version {returned.version} ({returned.variant.name})"

@@ -55,6 +55,7 @@ def add_package_verbs(verbs: Any) -> None:
     verb = verbs.add_parser("rollback", help="return a model to the version before")
     config_option(verb)
     verb.add_argument("model", help="its name on the device (`edge-agent models` lists them)")
+    verb.add_argument("--trial", metavar="JSON", help="as for install (default: the version answers at once)")
     verb.add_argument("--json", action="store_true", help="as JSON (default: lines for people)")
     verb.set_defaults(verb=rollback)
     verb = verbs.add_parser("promote", help="end the trial of a model's new version: it answers from now on")
@@ -145,7 +146,7 @@ def rollback(options: argparse.Namespace) -> int:
     """Return a model to the version before."""
     from edge_agent.app.packages import rollback
 
-    return _print_report(rollback(options.config, options.model), options.json)
+    return _print_report(rollback(options.config, options.model, options.trial), options.json)
 
 
 def promote(options: argparse.Namespace) -> int:

@@ -189,8 +189,9 @@ class ModelStore:
             report_to("committed", report.written_bytes, report.written_bytes)
             return report
 
-    def rollback(self, model: str) -> InstalledModel:
-        """Make the previous version of a model current again (and the current one previous). Always allowed."""
+    def rollback(self, model: str, trial: str = "") -> InstalledModel:
+        """Make the previous version of a model current again (and the current one previous). Always allowed. `trial`:
+        the terms on which it is tried on requests first, as after an install; not one that answers now."""
         with self._changing():
             record = self._state.read()
             found = self._model(record, model)
@@ -198,8 +199,10 @@ class ModelStore:
                 text = f"there is no version of {model!r} before version {found.current.version}"
                 raise StoreError(text, "rollback", cause=Cause.NO_EARLIER_VERSION)
             returned = self._runnable(found.previous)
-            # Whoever returns to a version that was on trial wants it to answer.
-            current, previous = (msgspec.structs.replace(one, trial="") for one in (found.previous, found.current))
+            # Without terms, whoever returns to a version that was on trial wants it to answer.
+            terms = "" if found.current.trial else trial
+            current = msgspec.structs.replace(found.previous, trial=terms)
+            previous = msgspec.structs.replace(found.current, trial="")
             swapped = ModelRecord(current=current, previous=previous, last_version=found.last_version)
             self._write(record, {**record.models, model: swapped})
             return returned

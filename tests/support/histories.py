@@ -252,7 +252,7 @@ class Life:
         """See `commands.Operator`."""
         return await self._child(lambda store: store.remove(model, adapter), limit_s)
 
-    async def rollback(self, model: str, limit_s: float | None = None) -> Mapping[str, Any]:
+    async def rollback(self, model: str, limit_s: float | None = None, trial: str = "") -> Mapping[str, Any]:
         """See `commands.Operator`."""
 
         def work(store: ModelStore) -> None:

@@ -90,7 +90,7 @@ class FakeOperator:
         """See `Operator`."""
         return await self._do("remove", model, *([adapter] if adapter else []))
 
-    async def rollback(self, model: str, limit_s: float | None = None) -> Mapping[str, Any]:
+    async def rollback(self, model: str, limit_s: float | None = None, trial: str = "") -> Mapping[str, Any]:
         """See `Operator`."""
         done = await self._do("rollback", model)
         self._end_trial(model, promote=False)

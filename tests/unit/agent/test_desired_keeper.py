@@ -12,7 +12,10 @@ from edge_agent.agent.commands import FetchedBytes
 from edge_agent.base.causes import Cause
 from edge_agent.base.errors import StoreError
 from edge_agent.core.desired_state import MOST_ITEMS, DesiredState, Item, ItemState, Terms, Wanted
+from edge_agent.core.trial_records import TrialRecord
 from edge_agent.protocol.envelope import Inbound
+from edge_agent.protocol.messages import TrialOrder
+from edge_agent.protocol.trial_terms import read_trial
 from edge_agent.store.desired_file import DesiredFile
 from tests.support.fakes import FakeLibrary, a_model, a_variant
 from tests.support.in_process import NAME, PREFIX, Device
@@ -43,6 +46,7 @@ class Installer:
         self.library, self.takes_s = library, takes_s
         self.calls: list[tuple[Any, ...]] = []
         self.faults: list[Exception] = []
+        self.trials: list[str] = []
         self.ends_s = 0.0
         self.fetched: tuple[int, ...] = ()
 
@@ -51,6 +55,7 @@ class Installer:
     ) -> Mapping[str, Any]:
         """See `Operator`."""
         await self._spend("install", package, limit_s)
+        self.trials.append(trial)
         self.library.install(a_model("m", a_variant(package[0] * 64)))
         return {}
 
@@ -68,6 +73,7 @@ class Installer:
                 progress(done, 1000)
                 await later(1.0)
         await self._spend("fetch", url, limit_s)
+        self.trials.append(trial)
         self.library.install(a_model("m", a_variant(digest[7:])))
         return {}
 
@@ -77,7 +83,7 @@ class Installer:
         self.library.remove(model)
         return {}
 
-    async def rollback(self, model: str, limit_s: float | None = None) -> Mapping[str, Any]:
+    async def rollback(self, model: str, limit_s: float | None = None, trial: str = "") -> Mapping[str, Any]:
         """See `Operator`."""
         await self._spend("rollback", model, limit_s)
         return {}
@@ -485,3 +491,26 @@ def test_the_file_is_never_larger_than_is_read_again(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read_lets_the_brokers_message_begin_anew(tmp_path: Path) -> None:
     (tmp_path / "desired.json").write_bytes(b'{"version": ')
     assert DesiredFile(tmp_path).read() is None
+
+
+def test_the_terms_of_a_trial_reach_the_store_over_a_restart_and_its_figures_are_reported(tmp_path: Path) -> None:
+    ports = parts(tmp_path)
+    terms = {"within_s": 600, "trial": {"least": 10, "slower": 2.5}}
+
+    async def first(device: Device) -> None:
+        await device.intake.take(message(1, policy=terms))
+        device.desired.tick()
+
+    async def second(device: Device) -> None:
+        device.context.note_trial(TrialRecord("m", 2, P1, "running", 5.0, figures={"requests": 7}))
+        ports["source"].digests.add(P1)
+        for _ in range(15):
+            device.desired.tick()
+            await later(1.0)
+        (told,) = reported(device)["trials"]
+        assert (told["model"], told["state"], told["figures"]) == ("m", "running", {"requests": 7})
+
+    for scenario in (first, second):
+        Device.run(scenario, ports=ports)
+    (text,) = ports["operator"].trials
+    assert read_trial(text) == TrialOrder(least=10, slower=2.5)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.protocol import encode, messages
+from edge_agent.protocol import encode, messages, telemetry_parts
 from edge_agent.protocol import messages as forms
 from edge_agent.protocol.home_assistant import discovery, manufacturer, object_id
 from edge_agent.protocol.topics import CommandTarget, Topics
@@ -32,7 +32,7 @@ def of_platform(name: str, *models: str) -> dict[str, dict[str, Any]]:
     return {key: component for key, component in body(*models)["cmps"].items() if component["p"] == name}
 
 
-def telemetry(temperature: float | None, models: dict[str, forms.ModelTelemetry]) -> dict[str, Any]:
+def telemetry(temperature: float | None, models: dict[str, telemetry_parts.ModelTelemetry]) -> dict[str, Any]:
     """Telemetry as the encoder puts it out."""
 
     def sensor(value: float | None, unit: str) -> forms.Measured:
@@ -63,9 +63,9 @@ def telemetry(temperature: float | None, models: dict[str, forms.ModelTelemetry]
     return found
 
 
-def model(requests: int, p95: float | None) -> forms.ModelTelemetry:
-    quantiles = None if p95 is None else forms.Quantiles(1.0, p95, p95)
-    return forms.ModelTelemetry(
+def model(requests: int, p95: float | None) -> telemetry_parts.ModelTelemetry:
+    quantiles = None if p95 is None else telemetry_parts.Quantiles(1.0, p95, p95)
+    return telemetry_parts.ModelTelemetry(
         requests=requests, failed=0, total_ms=quantiles, compute_ms=quantiles, batch_mean=None, joules=None
     )
 

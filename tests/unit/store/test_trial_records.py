@@ -53,6 +53,16 @@ def test_a_rollback_to_a_version_that_was_on_trial_lets_it_answer(tmp_path: Path
     assert versions(tmp_path) == (2, 1, "")
 
 
+def test_a_version_that_was_returned_comes_back_on_trial_where_terms_ask_for_it(tmp_path: Path) -> None:
+    store(tmp_path).install(base_package(tmp_path / "1"))
+    store(tmp_path, TERMS).install(base_package(tmp_path / "2", 2, seed=2))
+    store(tmp_path).rollback("tiny")
+    store(tmp_path).rollback("tiny", TERMS)
+    assert versions(tmp_path) == (2, 1, TERMS)
+    store(tmp_path).rollback("tiny", TERMS)
+    assert versions(tmp_path) == (1, 2, ""), "the version that answers is not tried"
+
+
 def test_a_promoted_version_answers_and_keeps_the_one_before(tmp_path: Path) -> None:
     store(tmp_path).install(base_package(tmp_path / "1"))
     store(tmp_path, TERMS).install(base_package(tmp_path / "2", 2, seed=2))
