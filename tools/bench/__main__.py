@@ -1,6 +1,7 @@
 """`python -m bench [NAME ...]`: measures the figures of docs/figures.md. Every figure is a ratio within one run.
 
 adapters   mixed adapters, attaching, INT8 against FP32, inside one process
+compression  half the layers, or half the heads and neurons: size and time; training in INT8 beside the INT8 graph
 deadlines  goodput, refusals and waiting under up to three times capacity, simulated
 generate   tokens per second, first token, streams at once, adapters by turns, switched and merged, memory
 grammar    structured answers: masks of 150,000 tokens, memory, decode speed with a schema
@@ -14,10 +15,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from bench import adapters, deadlines, generate, grammar, requests, rows, runtimes
+from bench import adapters, compression, deadlines, generate, grammar, requests, rows, runtimes
 
 PARTS = {
     "adapters": adapters.main,
+    "compression": compression.main,
     "deadlines": deadlines.main,
     "generate": generate.main,
     "grammar": grammar.main,

@@ -1,6 +1,12 @@
 """The matrix of tasks one after another: rows grow, the last one is of each task alone."""
 
+import argparse
+
+import pytest
+
+from edge_agent.base.errors import UsageError
 from edge_forge.report import sequence_report
+from edge_forge.sequence import sequence
 
 FOUND = {
     "tasks": ["a", "b", "c"],
@@ -23,3 +29,15 @@ def test_what_is_lost_is_told_beside_what_adapters_apart_keep():
     assert "a +40.0, b -1.0" in said and "Most was lost of a" in said and "it has +40.0 points" in said
     kept = {**FOUND, "after": [[0.9], [0.9, 0.95], [0.9, 0.96, 0.7]]}
     assert "forgot nothing" in sequence_report.said(kept)
+
+
+def test_a_recipe_that_makes_a_base_of_its_own_is_no_part_of_a_sequence(tmp_path):
+    (tmp_path / "recipe.toml").write_text(
+        'name = "a"\n[base]\nname = "b"\nsource = "./base"\n[data]\ntrain = "t.tsv"\n[compress]\nlayers = 3\n'
+    )
+    given = argparse.Namespace(
+        recipe=[tmp_path, tmp_path], build=tmp_path / "build", overlay=[], quiet=True, json=False
+    )
+    with pytest.raises(UsageError, match="a makes a base of its own") as refused:
+        sequence(given)
+    assert refused.value.remedy == "leave its compression out: --set compress.layers=0"
