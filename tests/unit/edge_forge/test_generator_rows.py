@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from edge_agent.base.errors import ConfigError
 from edge_forge.data.chat_tokenizer import NOT_LEARNED, ChatTokenizer, EncodedRow, cut, pack, to_score
-from edge_forge.data.generator_rows import Turn, load, read
+from edge_forge.data.generator_rows import REJECTED, Turn, chosen, load, read, rejected, with_places
 from edge_forge.recipe.generator_recipe import GeneratorDataSection
 from tests.support import chat_templates, tiny_generators
 
@@ -260,3 +260,65 @@ def test_what_is_scored_fits(folder):
     assert rows == [] and len(encoded) > 1
     with pytest.raises(ConfigError, match="fits"):
         to_score(tokenizer, [DIALOGUE], 4)
+
+
+ASK = {"role": "user", "content": "a"}
+GOOD, BAD = ({"role": "assistant", "content": text} for text in ("b", "c"))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "a", "chosen": "b", "rejected": "c"},
+        {"messages": [ASK], "chosen": "b", "rejected": "c"},
+        {"prompt": [ASK], "chosen": [GOOD], "rejected": [BAD]},
+        {"prompt": "a", "chosen": [ASK, GOOD], "rejected": [ASK, BAD]},
+        {"chosen": [ASK, GOOD], "rejected": [ASK, BAD], "score_chosen": 8.5},
+        {"prompt": "a", "chosen": [GOOD], "rejected": "c"},
+    ],
+)
+def test_preferences_are_read_in_every_form_that_sets_are_published_in(tmp_path, row):
+    path = written(tmp_path, "rows.jsonl", "", row)
+    ((where, found),) = with_places(path, GeneratorDataSection(train="x"))
+    assert where == f"{path}:2"
+    assert found == (Turn("user", "a"), Turn("assistant", "b"), Turn(REJECTED, "c"))
+    assert chosen(found) == (Turn("user", "a"), Turn("assistant", "b"))
+    assert rejected(found) == (Turn("user", "a"), Turn("assistant", "c"))
+
+
+PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({**PAIR, "rejected": " b\n"}, "are equal, so nothing is preferred"),
+        ({**PAIR, "rejected": ""}, "'rejected' must be a text, and not empty"),
+        ({**PAIR, "chosen": " "}, "'chosen' must be a text, and not empty"),
+        ({**PAIR, "prompt": "  "}, "'prompt' must be a text, and not empty"),
+        ({**PAIR, "chosen": None}, "'chosen' must be a text, and not empty"),
+        ({"prompt": "a", "chosen": "b"}, "no key 'rejected'"),
+        ({"chosen": "b", "rejected": "c"}, "no key 'prompt'"),
+        ({**PAIR, "chosen": "b\ud83d"}, "half of a surrogate pair"),
+        ({**PAIR, "chosen": []}, "'chosen' must be a list of messages, and not empty"),
+        ({**PAIR, "chosen": [ASK]}, "the last message of 'chosen' must be the assistant's"),
+        ({**PAIR, "chosen": [{**ASK, "content": "other"}, GOOD]}, "'chosen' do not begin with the prompt"),
+        ({"chosen": [ASK, GOOD], "rejected": [{**ASK, "content": "x"}, BAD]}, "answer different prompts"),
+        ({"chosen": [GOOD], "rejected": [BAD]}, "no prompt that is to be answered"),
+        ({"messages": [ASK, GOOD], "chosen": "b", "rejected": "c"}, "no prompt that is to be answered"),
+        ({"messages": [{"role": "robot", "content": "a"}], "chosen": "b", "rejected": "c"}, "has the role 'robot'"),
+    ],
+)
+def test_a_preference_that_says_nothing_is_refused_with_its_line(tmp_path, row, said):
+    path = written(tmp_path, "rows.jsonl", PAIR, row)
+    with pytest.raises(ConfigError) as caught:
+        list(read(path, GeneratorDataSection(train="x", format="preference")))
+    assert said in str(caught.value) and f"{path}:2" in str(caught.value)
+
+
+def test_preferences_with_one_question_stay_in_one_split(tmp_path):
+    rows = [{**PAIR, "prompt": f"q{place % 5}", "rejected": f"c{place}"} for place in range(20)]
+    written(tmp_path, "rows.jsonl", *rows)
+    found = load(GeneratorDataSection(train="rows.jsonl", validation_share=0.4), tmp_path)
+    asked = [{row[0].text for row in part} for part in (found.train, found.validation)]
+    assert found.preferences and found.statistics["kind"] == "preferences" and not asked[0] & asked[1]

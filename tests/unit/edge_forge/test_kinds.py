@@ -7,13 +7,16 @@ from edge_forge.plan import classifier_training, generator_training
 from edge_forge.plan.step_runner import _WITHOUT_EFFECT, _WITHOUT_EFFECT_BELOW, _closure, _path, code_version
 from edge_forge.recipe.scaffold import _TEMPLATES
 
-CODES = {"classify": classifier_training.CODE, "generate": generator_training.CODE}
+CODES = {
+    "classify": classifier_training.CODE, "generate": generator_training.CODE, "prefer": generator_training.CODE,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("document", "name"),
     [
         ({"task": {"kind": "generate"}}, "generate"),
+        ({"task": {"kind": "prefer"}}, "prefer"),
         ({"task": {"kind": "classify"}}, "classify"),
         ({"task": {}}, "classify"),
         ({}, "classify"),
@@ -50,6 +53,7 @@ def test_training_is_keyed_by_what_runs_in_the_worker_process():
     for code, step, session in (
         (CODES["classify"], "train", "edge_forge.train.classifier_session"),
         (CODES["generate"], "generate-train", "edge_forge.train.generator_session"),
+        (CODES["prefer"], "prefer-train", "edge_forge.train.preference_trainer"),
     ):
         assert {session, "edge_forge.train.methods", "edge_forge.train.lora"} <= _closure(code[step][0])
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from edge_agent.base.errors import ConfigError
 from edge_agent.bundle.chat_template import ChatTemplateError, Prompt, TemplateRenderer
 from edge_agent.bundle.prompt_tokens import CannotEncode, ChatEncoder, TextEncoder
-from edge_forge.data.generator_rows import TEXT, Row, Turn
+from edge_forge.data.generator_rows import TEXT, Row, Turn, chosen, rejected
 from edge_forge.export.gguf.vocabulary import (
     added_tokens,
     chat_template,
@@ -40,6 +40,19 @@ class EncodedRow(NamedTuple):
     ids: tuple[int, ...]
     labels: tuple[int, ...]
     answer: int
+
+
+class EncodedPair(NamedTuple):
+    """A tokenised preference: the prompt, and each answer with the token that ends it."""
+
+    prompt: tuple[int, ...]
+    chosen: tuple[int, ...]
+    rejected: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longer of the two dialogues."""
+        return len(self.prompt) + max(len(self.chosen), len(self.rejected))
 
 
 @dataclass(frozen=True)
@@ -88,6 +101,11 @@ class ChatTokenizer:
             asked, said = self.ids(row[0].text, begins=True), (*self.ids(row[1].text), self.ends[0])
             return EncodedRow((*asked, *said), (NOT_LEARNED,) * len(asked) + said, len(asked))
         return self._dialogue(self._chat, row)
+
+    def encode_pair(self, row: Row) -> EncodedPair:
+        """The tokens of a preference. The prompt is tokenised alone, as a device does, so both answers follow it."""
+        good, bad = self.encode(chosen(row)), self.encode(rejected(row))
+        return EncodedPair(good.ids[: good.answer], good.ids[good.answer :], bad.ids[bad.answer :])
 
     def ids(self, text: str, begins: bool = False) -> tuple[int, ...]:
         """Ids of a text; `begins`: with what the tokenizer puts before a text, but never behind it."""
@@ -216,6 +234,26 @@ def cut(row: EncodedRow, length: int) -> Iterator[EncodedRow]:
     """A long text in parts of `length`; the last token of one is the first of the next, so that each is learned."""
     for start in range(0, len(row.ids) - 1, length - 1):
         yield EncodedRow(row.ids[start : start + length], row.labels[start : start + length], 0)
+
+
+def tokens_of_row(tokenizer: ChatTokenizer, row: Row) -> int:
+    """Tokens that training reads of a row."""
+    return len(tokenizer.encode(row).ids)
+
+
+def tokens_of_pair(tokenizer: ChatTokenizer, row: Row) -> int:
+    """Tokens that training reads of a preference: its prompt with either answer."""
+    pair = tokenizer.encode_pair(row)
+    return 2 * len(pair.prompt) + len(pair.chosen) + len(pair.rejected)
+
+
+def pairs_within(tokenizer: ChatTokenizer, rows: Sequence[Row], length: int) -> tuple[list[Row], list[EncodedPair]]:
+    """The preferences that fit into `length` tokens, and their tokens. Raises ConfigError where none does."""
+    encoded = [(row, tokenizer.encode_pair(row)) for row in rows]
+    kept = [(row, pair) for row, pair in encoded if pair.length <= length]
+    if not kept:
+        raise ConfigError(f"no row fits into {length} tokens", "task.max_tokens", "raise it, or shorten the rows")
+    return [row for row, _ in kept], [pair for _, pair in kept]
 
 
 def to_score(tokenizer: ChatTokenizer, rows: Sequence[Row], length: int) -> tuple[list[Row], list[EncodedRow]]:

@@ -2,8 +2,9 @@
 
 Local files: chat JSONL (`messages`: a list of {role, content}), completion JSONL (`prompt`, `completion`), texts (.txt
 with empty lines between them, or JSONL), and two forms that data sets are published in: ShareGPT (`conversations`: a
-list of {from, value}) and Alpaca (`instruction`, `input`, `output`). Every error names the file and the line. This
-module loads no runtime.
+list of {from, value}) and Alpaca (`instruction`, `input`, `output`). Preferences are JSONL too: `prompt` or `messages`,
+`chosen` and `rejected`, each of them a text or a list of messages. Every error names the file and the line. This module
+loads no runtime.
 """
 
 from __future__ import annotations
@@ -22,17 +23,19 @@ from edge_forge.recipe.generator_recipe import GeneratorDataSection
 ROLES = ("system", "user", "assistant")
 TEXT = "text"
 """The role of a row that is no dialogue."""
+REJECTED = "rejected"
+"""The role of the last turn of a preference: an answer that is worse than the assistant's turn before it."""
 
 
 class Turn(NamedTuple):
-    """One message. `role` is one of ROLES, or TEXT."""
+    """One message. `role` is one of ROLES, TEXT, or REJECTED."""
 
     role: str
     text: str
 
 
 Row = tuple[Turn, ...]
-"""A dialogue that ends with the assistant's turn, or one TEXT turn."""
+"""A dialogue that ends with the assistant's turn, the same with a REJECTED turn behind it, or one TEXT turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,22 @@ class GeneratorData:
     @property
     def answers(self) -> bool:
         """True for dialogues, whose answers can be compared; False for plain texts."""
-        return self.train[0][-1].role == "assistant"
+        return self.train[0][-1].role != TEXT
+
+    @property
+    def preferences(self) -> bool:
+        """True where every row has a chosen and a rejected answer."""
+        return self.train[0][-1].role == REJECTED
+
+
+def chosen(row: Row) -> Row:
+    """The dialogue of a preference with the chosen answer; any other row as it is."""
+    return row[:-1] if row[-1].role == REJECTED else row
+
+
+def rejected(row: Row) -> Row:
+    """The dialogue of a preference with the rejected answer."""
+    return (*row[:-2], Turn("assistant", row[-1].text))
 
 
 def files(section: GeneratorDataSection, recipe_dir: Path) -> dict[str, Path]:
@@ -94,6 +112,12 @@ def read(path: Path, section: GeneratorDataSection) -> Iterator[Row]:
     return _read(path, section, [])
 
 
+def with_places(path: Path, section: GeneratorDataSection) -> Iterator[tuple[str, Row]]:
+    """('FILE:LINE', row) of a file of JSON lines that was read before."""
+    text = read_text(path)
+    return _lines(path, text, section.format or _kind(path, text, section), section)
+
+
 def _read(path: Path, section: GeneratorDataSection, notes: list[str]) -> Iterator[Row]:
     """As `read`; `notes` gets a sentence on a form that was recognised by its keys."""
     text = read_text(path)
@@ -101,7 +125,8 @@ def _read(path: Path, section: GeneratorDataSection, notes: list[str]) -> Iterat
     if kind in _PUBLISHED and not section.format:
         notes.append(f"{path}: read as {_PUBLISHED[kind]}")
     empty = True
-    for row in _texts(path, text) if path.suffix == ".txt" else _lines(path, text, kind, section):
+    found = _texts(path, text) if path.suffix == ".txt" else (row for _, row in _lines(path, text, kind, section))
+    for row in found:
         empty = False
         yield row
     if empty:
@@ -126,7 +151,7 @@ def split_rows(
 
 def question(row: Row) -> str:
     """What a row asks, in the form in which two count as the same."""
-    asked = row[:-1] if len(row) > 1 else row
+    asked = chosen(row)[:-1] if len(row) > 1 else row
     return normal("\n".join(turn.text for turn in asked))
 
 
@@ -170,6 +195,8 @@ def _kind(path: Path, text: str, section: GeneratorDataSection) -> str:
         found = json_object(first, str(path))
     except ConfigError:  # said with its line when the lines are read
         return "completion"
+    if {section.chosen, section.rejected} <= set(found):
+        return "preference"
     if section.messages in found:
         return "chat"
     if "conversations" in found:
@@ -190,11 +217,15 @@ def _texts(path: Path, text: str) -> Iterator[Row]:
             part = []
 
 
-def _lines(path: Path, text: str, kind: str, section: GeneratorDataSection) -> Iterator[Row]:
-    readers = {"chat": _chat, "completion": _completion, "text": _text, "sharegpt": _sharegpt, "alpaca": _alpaca}
+def _lines(path: Path, text: str, kind: str, section: GeneratorDataSection) -> Iterator[tuple[str, Row]]:
+    """('FILE:LINE', row) of each line."""
+    readers = {
+        "chat": _chat, "completion": _completion, "text": _text, "sharegpt": _sharegpt, "alpaca": _alpaca,
+        "preference": _preference,
+    }  # fmt: skip
     for number, line in lines_of(text):
         where = f"{path}:{number}"
-        yield readers[kind](json_object(line, where), section, where)
+        yield where, readers[kind](json_object(line, where), section, where)
 
 
 def _sharegpt(found: Mapping[str, Any], section: GeneratorDataSection, where: str) -> Row:
@@ -219,10 +250,59 @@ def _alpaca(found: Mapping[str, Any], _: GeneratorDataSection, where: str) -> Ro
     return (Turn("user", asked), Turn("assistant", _string(found, "output", where)))
 
 
+def _preference(found: Mapping[str, Any], section: GeneratorDataSection, where: str) -> Row:
+    """A prompt (a text or messages) and two answers to it. An answer is a text, or messages as published sets have
+    them: the assistant's alone, or the whole dialogue, which then must begin with the prompt where there is one."""
+    prompt = _prompt(found, section, where)
+    answers = []
+    for key in (section.chosen, section.rejected):
+        if not isinstance(found.get(key), list):
+            answers.append((prompt, _string(found, key, where)))
+            continue
+        turns = _turns(found[key], repr(key), where)
+        if turns[-1].role != "assistant":
+            raise ConfigError(f"the last message of {key!r} must be the assistant's", where)
+        before = turns[:-1] or prompt
+        if prompt and before != prompt:
+            raise ConfigError(f"the messages of {key!r} do not begin with the prompt", where)
+        answers.append((before, turns[-1].text))
+    (asked, good), (other, bad) = answers
+    if not asked or asked[-1].role == "assistant":
+        raise ConfigError(
+            "there is no prompt that is to be answered", where,
+            f"add {section.prompt!r} (a text), or {section.messages!r} that end with the user's",
+        )  # fmt: skip
+    if asked != other:
+        raise ConfigError(f"{section.chosen!r} and {section.rejected!r} answer different prompts", where)
+    if good.strip() == bad.strip():
+        raise ConfigError(
+            f"{section.chosen!r} and {section.rejected!r} are equal, so nothing is preferred", where, "remove the row"
+        )
+    return (*asked, Turn("assistant", good), Turn(REJECTED, bad))
+
+
+def _prompt(found: Mapping[str, Any], section: GeneratorDataSection, where: str) -> Row:
+    """The turns of a preference's prompt; none where its answers are whole dialogues."""
+    if section.messages in found:
+        return _turns(found[section.messages], repr(section.messages), where)
+    if isinstance(found.get(section.prompt), list):
+        return _turns(found[section.prompt], repr(section.prompt), where)
+    if section.prompt in found or not isinstance(found.get(section.chosen), list):
+        return (Turn("user", _string(found, section.prompt, where)),)
+    return ()
+
+
 def _chat(found: Mapping[str, Any], section: GeneratorDataSection, where: str) -> Row:
-    messages = found.get(section.messages)
+    turns = _turns(found.get(section.messages), repr(section.messages), where)
+    if turns[-1].role != "assistant" or len(turns) < 2:
+        raise ConfigError("the last message must be the assistant's answer to another one", where)
+    return turns
+
+
+def _turns(messages: object, what: str, where: str) -> Row:
+    """A list of {role, content}."""
     if not isinstance(messages, list) or not messages:
-        raise ConfigError(f"{section.messages!r} must be a list of messages, and not empty", where)
+        raise ConfigError(f"{what} must be a list of messages, and not empty", where)
     turns = []
     for place, message in enumerate(messages, 1):
         role = message.get("role") if isinstance(message, dict) else None
@@ -231,8 +311,6 @@ def _chat(found: Mapping[str, Any], section: GeneratorDataSection, where: str) -
         if role == "system" and place > 1:
             raise ConfigError(f"message {place} is of the system; only the first one may be", where)
         turns.append(Turn(role, _string(message, "content", where)))
-    if turns[-1].role != "assistant" or len(turns) < 2:
-        raise ConfigError("the last message must be the assistant's answer to another one", where)
     return tuple(turns)
 
 
@@ -264,7 +342,7 @@ def _statistics(splits: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
     pairs = (("train", "validation"), ("validation", "test"), ("train", "test"))
     return {
         "rows": {split: len(rows) for split, rows in splits.items()},
-        "kind": "dialogues" if splits["train"][0][-1].role == "assistant" else "texts",
+        "kind": {"assistant": "dialogues", REJECTED: "preferences"}.get(splits["train"][0][-1].role, "texts"),
         "shared": {
             f"{one}/{other}": len(asked[one] & asked[other]) for one, other in pairs if asked[one] & asked[other]
         },

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edge_forge.data.chat_tokenizer import ChatTokenizer, EncodedRow, to_score
-from edge_forge.data.generator_rows import Row
+from edge_forge.data.chat_tokenizer import ChatTokenizer, EncodedRow, pairs_within, to_score
+from edge_forge.data.generator_rows import REJECTED, Row, chosen
 from edge_forge.evaluate.generator_metrics import bounded, perplexity, score
+from edge_forge.evaluate.preferences import preferred
 
 _SAMPLES = 8
 Losses = Callable[[Sequence[EncodedRow]], list[float]]
@@ -25,9 +26,8 @@ class EvaluationSet(NamedTuple):
 
 
 def by_torch(evaluation_set: EvaluationSet, folder: Path, adapter: Path | None) -> dict[str, Any]:
-    """{rows, tokens, perplexity, row_losses, answers?, samples?} of a model folder, with a peft adapter or alone.
-
-    `row_losses` holds (sum in nats, tokens) of each row.
+    """{rows, tokens, perplexity, row_losses, answers?, samples?, preferences?} of a model folder, with a peft adapter
+    or alone. `row_losses` holds (sum in nats, tokens) of each row; of preferences it is that of chosen answers.
     """
     from edge_forge.models.causal_lm import answers, losses, open_model
 
@@ -51,15 +51,22 @@ def by_llama(evaluation_set: EvaluationSet, model: Path, adapter: Path | None) -
 
 
 def _scored(evaluation_set: EvaluationSet, losses: Losses, answer: Answer) -> dict[str, Any]:
-    rows, encoded = to_score(evaluation_set.tokenizer, evaluation_set.rows, evaluation_set.max_tokens)
+    tokenizer, asked, longest = evaluation_set.tokenizer, evaluation_set.rows, evaluation_set.max_tokens
+    pairs = asked[0][-1].role == REJECTED
+    kept, both = pairs_within(tokenizer, asked, longest) if pairs else (asked, [])
+    rows, encoded = to_score(tokenizer, list(map(chosen, kept)), longest)
     counts = [len(row.ids) - max(row.answer, 1) for row in encoded]
     sums = [bounded(nats, count) for nats, count in zip(losses(encoded), counts, strict=True)]
     found: dict[str, Any] = {
-        "rows": len(evaluation_set.rows),
+        "rows": len(asked),
         "tokens": sum(counts),
         "perplexity": perplexity(sums, sum(counts)),
         "row_losses": [list(row) for row in zip(sums, counts, strict=True)],
     }
+    if pairs:
+        worse = [EncodedRow((*one.prompt, *one.rejected), (), len(one.prompt)) for one in both]
+        bad = [bounded(nats, len(one.rejected)) for nats, one in zip(losses(worse), both, strict=True)]
+        found["preferences"] = preferred(sums, bad)
     if rows:
         said = answer([one.ids[: one.answer] for one in encoded])
         found["answers"] = score(said, [row[-1].text for row in rows]).as_dict()

@@ -75,6 +75,28 @@ def of_threshold(at: Mapping[str, Any], label: str, proposed: float | None) -> T
     )
 
 
+def of_preferences(tuned: Mapping[str, Any], base: Mapping[str, Any]) -> TrainingOutcome:
+    """The outcome of DPO, by the scores of both (`generator_scores.by_torch`).
+
+    A rise of the perplexity of chosen answers is usual: DPO lowers the likelihood of both answers.
+    """
+    found = tuned["preferences"]
+    if not (math.isfinite(tuned["perplexity"]) and math.isfinite(found["margin"])):
+        return TrainingOutcome(f"the perplexity of the chosen answers is {tuned['perplexity']}")
+    said = f"training raised the chosen answer over the rejected one in {found['rewarded']:.1%} of the measured pairs"
+    if found["rewarded_high"] < 0.5:
+        return TrainingOutcome(said)
+    if found["rewarded_low"] <= 0.5:
+        return TrainingOutcome("", f"{said}, which may be chance")
+    if tuned["perplexity"] > _PERPLEXITY_RATIO * base["perplexity"]:
+        return TrainingOutcome(
+            "",
+            f"the perplexity of chosen answers rose from {base['perplexity']:.4g} to {tuned['perplexity']:.4g}; "
+            "train.chosen_weight = 1.0 or a smaller train.learning_rate keeps them likely",
+        )
+    return TrainingOutcome()
+
+
 def of_generator(tuned: float, base: float | None) -> TrainingOutcome:
     """The outcome by the perplexity of the measured answers, tuned and of the base (None: trained from nothing)."""
     if not math.isfinite(tuned):

@@ -13,6 +13,7 @@ DEFAULT = "classify"
 KINDS: Mapping[str, str] = {
     DEFAULT: "edge_forge.kinds.classifier",
     "generate": "edge_forge.kinds.generator",
+    "prefer": "edge_forge.kinds.preference",
 }
 """By the value of `task.kind`: the module whose `KIND` it is."""
 

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from edge_forge.data.generator_rows import chosen
 from edge_forge.evaluate import probes
 from edge_forge.export.gguf import ADAPTER_FILE
 from edge_forge.package import preflight
@@ -18,7 +19,7 @@ from edge_forge.plan.signing import PACKAGE, PackageSigner
 from edge_forge.recipe.generator_recipe import GeneratorRecipe
 
 PROBES = "probes.json"
-_SCORES = ("perplexity", "sample_perplexity", "exact_match", "json_match", "bleu", "rouge_l")
+_SCORES = ("perplexity", "sample_perplexity", "exact_match", "json_match", "bleu", "rouge_l", "preferred", "margin")
 
 
 class GeneratorPackages:
@@ -161,7 +162,8 @@ class GeneratorPackages:
         """Questions (or beginnings of texts) of the measured rows, as probes."""
         found: list[str] = []
         for row in self.training.data.measured[1]:
-            text = (row[-2] if len(row) > 1 else row[-1]).text[:400].strip()
+            asked = chosen(row)
+            text = (asked[-2] if len(asked) > 1 else asked[-1]).text[:400].strip()
             if text not in found:
                 found.append(text)
         return tuple(found[: self.recipe.package.probes])

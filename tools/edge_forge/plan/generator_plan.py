@@ -63,7 +63,7 @@ class GeneratorPlan:
             "split": training.data.measured[0],
             "exam": {"rows": self._rows_digest(), "tokenizer": training.tokenizer_digest},
             "scores": {
-                who: {key: value for key, value in scores.items() if key != "row_losses"}
+                who: without_rows(scores)
                 for who, scores in training.evaluated.facts.items()
             },
             "task": {"max_tokens": recipe.task.max_tokens, "sequences": recipe.gguf.sequences},
@@ -90,9 +90,10 @@ class GeneratorPlan:
         }
 
     def trial(self) -> Mapping[str, Any]:
-        """Train and score alone: minus the perplexity of the measured answers, minus the least validation loss."""
-        record = self.training.trained.facts
-        found = {"score": -self.training.evaluated.facts["tuned"]["perplexity"]}
+        """Train and score alone: minus the perplexity of the measured answers (of preferences the share of pairs in
+        which the chosen answer is likelier), and minus the least validation loss."""
+        record, scores = self.training.trained.facts, self.training.evaluated.facts["tuned"]
+        found = {"score": scores["preferences"]["preferred"] if self.recipe.prefers else -scores["perplexity"]}
         found |= {"validation": -min(one["validation_loss"] for one in record["curves"])}
         return found | {key: record[key] for key in ("cpu_s", "wall_s", "peak_bytes")}
 
@@ -127,7 +128,9 @@ class GeneratorPlan:
         found: dict[str, Any] = {"split": self.training.data.measured[0]}
         for who, scores in self.training.evaluated.facts.items():
             found |= {f"{who} perplexity": scores["perplexity"]}
-            found |= {f"{who} {key}": value for key, value in scores.get("answers", {}).items()}
+            told = without_rows(scores)
+            for part in ("answers", "preferences"):
+                found |= {f"{who} {key}": value for key, value in told.get(part, {}).items()}
         return found
 
     def _export(self) -> Mapping[str, Any]:
@@ -145,7 +148,7 @@ class GeneratorPlan:
         return {
             f"{file.form} {file.dtype}": f"{size(file.size_bytes)}, " + ", ".join(
                 f"{key} {file.figures[key]:.4g}"
-                for key in ("perplexity", "sample_perplexity", "exact_match", "bleu", "rouge_l")
+                for key in ("perplexity", "sample_perplexity", "exact_match", "bleu", "rouge_l", "preferred", "margin")
                 if file.figures.get(key) is not None
             )
             for file in files
@@ -154,6 +157,15 @@ class GeneratorPlan:
     def _package(self) -> Mapping[str, Any]:
         self.signer.require_learned(self.training.outcome)
         return {name: str(entry.path(PACKAGE)) for name, (_, entry) in self.packages.packed.items()}
+
+
+def without_rows(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores of an evaluation set without what they hold of single rows."""
+    found = {key: value for key, value in scores.items() if key != "row_losses"}
+    if "preferences" in found:
+        kept = {key: value for key, value in found["preferences"].items() if key != "pair_margins"}
+        found["preferences"] = kept
+    return found
 
 
 def timed_in_turns(plans: Mapping[str, GeneratorPlan], runs: Mapping[str, Figures]) -> Mapping[str, Figures]:

@@ -9,19 +9,20 @@ recipe trains ("recipe:PLACE"), which is built first, in the same build folder.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from edge_agent.base.errors import ConfigError, EdgeError
+from edge_agent.base.errors import BackendMissing, ConfigError, EdgeError
 from edge_forge.data import generator_rows as data
 from edge_forge.data import knowledge_files
 from edge_forge.data.classifier_rows import SPLITS
 from edge_forge.data.generator_rows import GeneratorData, Row
 from edge_forge.evaluate.forgetting import GeneratorQuestions, Questions, compared, generator_scores
-from edge_forge.evaluate.training_outcome import TrainingOutcome, of_generator
+from edge_forge.evaluate.training_outcome import TrainingOutcome, of_generator, of_preferences
 from edge_forge.export.gguf import engine
 from edge_forge.models import bases
 from edge_forge.models.base_identity import with_language_id
@@ -31,7 +32,6 @@ from edge_forge.plan.step_runner import Code, StepRunner, digest_of_data, plain,
 from edge_forge.progress import Phases, size
 from edge_forge.recipe import generator_recipe as recipe
 from edge_forge.recipe.generator_recipe import NEW, OF_RECIPE, GeneratorRecipe
-from edge_forge.train.generator_settings import settings as settings_of
 from edge_forge.train.lint import lint
 from edge_forge.train.methods import ADAPTER, BASE, METHODS
 
@@ -50,9 +50,13 @@ CODE: Code = {
     ),
     "generate-diagnose": (("edge_forge.evaluate.diagnosis",), (*_TORCH, "peft", "numpy", "jinja2")),
     "generate-forgetting": (("edge_forge.evaluate.forgetting",), (*_TORCH, "peft", "numpy")),
+    "prefer-train": (
+        ("edge_forge.train.generator_job", "edge_forge.train.preference_trainer"),
+        (*_TORCH, "peft", "accelerate", "jinja2", "trl", "datasets"),
+    ),
     "generate-evaluate": (
         ("edge_forge.evaluate.generator_scores", "edge_forge.models.causal_lm"),
-        (*_TORCH, "peft", *_SCORES),
+        (*_TORCH, "peft", *_SCORES, "scipy"),
     ),
     "gguf-check": (
         ("edge_forge.export.gguf.convert", "edge_forge.evaluate.measure_gguf", "edge_agent.backends.llamacpp.model"),
@@ -62,7 +66,7 @@ CODE: Code = {
     "gguf-quantize": (("edge_forge.export.gguf.convert", _NATIVE), _LLAMA),
     "gguf-measure": (
         ("edge_forge.evaluate.generator_scores", "edge_forge.export.gguf.convert", _NATIVE),
-        (*_LLAMA, *_SCORES, "tokenizers"),
+        (*_LLAMA, *_SCORES, "tokenizers", "scipy"),
     ),
     "gguf-paired": (("edge_forge.evaluate.paired",), ("numpy", "scipy")),
     "gguf-speed": (
@@ -102,13 +106,39 @@ class GeneratorTraining:
         Raises ConfigError.
         """
         _ = self.data_step
+        if self.data.preferences != self.recipe.prefers:
+            raise ConfigError(
+                f"the rows are {self.data.statistics['kind']}, which task.kind = {self.recipe.task.kind!r} does not "
+                "learn from", "task.kind",
+                'set task.kind = "prefer"' if self.data.preferences
+                else f"give rows with {self.recipe.data.chosen!r} and {self.recipe.data.rejected!r}",
+            )  # fmt: skip
         _ = self._form
+        if self.recipe.prefers:
+            self._say_too_long()
         settings = self.recipe.training
         method = METHODS[settings.method]
         self.steps.progress.say(method.said())
-        usual = settings_of(settings.method, self.recipe.is_new, {}, "method").learning_rate
+        usual = recipe.usual_step_size(settings.method, self.recipe)
         for sentence in lint(method, settings, usual, 0.0, 0):
             self.steps.progress.warn(sentence)
+
+    def _say_too_long(self) -> None:
+        """Name the file and the line of pairs that do not fit into a sequence: they are left out."""
+        from edge_forge.data.chat_tokenizer import ChatTokenizer
+
+        tokenizer, most = ChatTokenizer(self.base.directory, self.recipe.task.chat), self.recipe.task.max_tokens
+        for path in data.files(self.recipe.data, self.steps.recipe_dir).values():
+            lengths = (
+                (where, tokenizer.encode_pair(row).length) for where, row in data.with_places(path, self.recipe.data)
+            )
+            long = [(where, length) for where, length in lengths if length > most]
+            if long:
+                where, length = long[0]
+                self.steps.progress.warn(
+                    f"{where}: the pair has {length} tokens, task.max_tokens is {most}; it is left out"
+                    + (f", and {len(long) - 1} more of this file" if len(long) > 1 else "")
+                )
 
     @cached_property
     def data_step(self) -> StepResult:
@@ -266,18 +296,20 @@ class GeneratorTraining:
             return dataclasses.asdict(record)
 
         return self.steps.run(
-            "generate-train", inputs, {"chat": chat, **dataclasses.asdict(settings), "report_to": []}, work, "train"
-        )
+            "prefer-train" if self.recipe.prefers else "generate-train",
+            inputs, {"chat": chat, **dataclasses.asdict(settings), "report_to": []}, work, "train",
+        )  # fmt: skip
 
     @property
     def work_ahead(self) -> TrainingWork:
         """What the training will read and compute: rows packed without a gap, the tokens of some counted for all."""
-        from edge_forge.data.chat_tokenizer import ChatTokenizer
+        from edge_forge.data.chat_tokenizer import ChatTokenizer, tokens_of_pair, tokens_of_row
 
         base, rows, settings = self.base, self.data.train, self.recipe.training
         tokenizer = ChatTokenizer(base.directory, self.recipe.task.chat)
         some = rows[:: max(1, len(rows) // _COUNTED_ROWS)]
-        tokens = sum(len(tokenizer.encode(row).ids) for row in some) * len(rows) // max(1, len(some))
+        count = tokens_of_pair if self.recipe.prefers else tokens_of_row
+        tokens = sum(count(tokenizer, row) for row in some) * len(rows) // max(1, len(some))
         bytes_a_weight = 4 if base.config.get("dtype", base.config.get("torch_dtype", "float32")) == "float32" else 2
         return TrainingWork(len(rows), tokens, settings.epochs, base.size_bytes // bytes_a_weight, 0.0, base.size_bytes)
 
@@ -335,9 +367,16 @@ class GeneratorTraining:
             facts = {"tuned": by_torch(evaluation_set, self.tuned_folder, self.adapter_folder)}
             if not self.recipe.is_new:
                 facts["base"] = by_torch(evaluation_set, self.base.directory, None)
+            if self.recipe.prefers:
+                from edge_forge.evaluate.preferences import rewarded
+
+                margins = [facts[who]["preferences"]["pair_margins"] for who in ("tuned", "base")]
+                facts["tuned"]["preferences"] |= rewarded(margins[0], margins[1], beta)
             return facts
 
-        return self.steps.run("generate-evaluate", inputs, self.evaluation_settings, work, "evaluate")
+        beta = self.recipe.training.beta
+        settings = {**self.evaluation_settings, **({"beta": beta} if self.recipe.prefers else {})}
+        return self.steps.run("generate-evaluate", inputs, settings, work, "evaluate")
 
     @cached_property
     def kept(self) -> Mapping[str, Mapping[str, float]]:
@@ -411,8 +450,12 @@ class GeneratorTraining:
     def outcome(self) -> TrainingOutcome:
         """Whether the run led anywhere, by the perplexity of the measured answers."""
         found = self.evaluated.facts
+        if self.recipe.prefers:
+            return of_preferences(found["tuned"], found["base"])
         return of_generator(found["tuned"]["perplexity"], found["base"]["perplexity"] if "base" in found else None)
 
     def check_tools(self) -> None:
         """Raise what is missing on this machine before anything long begins."""
         engine.require()
+        if self.recipe.prefers and importlib.util.find_spec("trl") is None:
+            raise BackendMissing("TRL is not installed", "task.kind", "install edge-agent with its extra forge-prefer")

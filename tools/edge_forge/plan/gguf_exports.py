@@ -223,7 +223,8 @@ class GgufExports:
         entry = self.steps.run("gguf-measure", inputs, self.training.evaluation_settings, work, title)
         self._measurements[file.form, file.dtype] = entry
         facts = entry.facts
-        figures = {"perplexity": facts["perplexity"], **facts.get("answers", {})}
+        preferred = {key: one for key, one in facts.get("preferences", {}).items() if key != "pair_margins"}
+        figures = {"perplexity": facts["perplexity"], **facts.get("answers", {}), **preferred}
         return replace(file, figures={**file.figures, **figures, "samples": facts.get("samples", [])})
 
     @cached_property

@@ -1,4 +1,7 @@
-"""The recipe of a generator (`task.kind = "generate"`): its sections, and what is checked before anything runs."""
+"""The recipe of a generator: its sections, and what is checked before anything runs.
+
+`task.kind = "generate"` learns answers or texts, "prefer" which of two answers is better; they differ in a few keys.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +28,13 @@ KvType = Literal["f16", "q8_0"]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 NEW = "new:llama"
 OF_RECIPE = "recipe:"
+PREFER = "prefer"
 
 
 class GeneratorTaskSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[task]`: what the model answers."""
 
-    kind: Literal["generate"]
+    kind: Literal["generate", "prefer"]
     max_tokens: Annotated[int, msgspec.Meta(ge=16, le=CONTEXT_TOKENS)] = 1024
     """Context of one sequence, prompt and answer together: the length of training rows, and what devices are told."""
     chat: Literal["auto", "yes", "no"] = "auto"
@@ -56,14 +60,18 @@ class GeneratorDataSection(Section, frozen=True, kw_only=True, forbid_unknown_fi
     """Empty: a share of the training rows, drawn by `seed`."""
     test: str = ""
     """Empty: the figures of the report are those of the validation split, and it says so."""
-    format: Literal["", "chat", "completion", "text", "sharegpt", "alpaca"] = ""
-    """Empty: .txt is text; .jsonl by the keys of its first line: chat with `messages`, sharegpt with `conversations`,
-    alpaca with `instruction` and `output`, text with `text` alone, else completion."""
+    format: Literal["", "chat", "completion", "text", "sharegpt", "alpaca", "preference"] = ""
+    """Empty: .txt is text; .jsonl by the keys of its first line: preference with `chosen` and `rejected`, chat with
+    `messages`, sharegpt with `conversations`, alpaca with `instruction` and `output`, text with `text` alone, else
+    completion."""
     messages: str = "messages"
     """chat: the key of the list of {role, content}."""
     prompt: str = "prompt"
     completion: str = "completion"
     """completion: the keys of the question and of the wanted answer."""
+    chosen: str = "chosen"
+    rejected: str = "rejected"
+    """preference: the keys of the better and of the worse answer to `prompt` or `messages`."""
     text: str = "text"
     """text: the key of the text, in JSONL. In a .txt file an empty line separates texts."""
     validation_share: Annotated[float, msgspec.Meta(gt=0.0, lt=0.9)] = 0.05
@@ -139,23 +147,36 @@ class GeneratorRecipe(CommonRecipe, frozen=True, kw_only=True, forbid_unknown_fi
         return NEW in self.base.sources
 
     @property
+    def prefers(self) -> bool:
+        """True when it is trained on preferences."""
+        return self.task.kind == PREFER
+
+    @property
     def training(self) -> GeneratorSettings:
         """The settings of the training run."""
         return _training(self, "recipe")
 
 
 METHOD_KEYS = ("rank", "alpha", "targets", "frozen_share", "lora_plus_ratio")
-SCHEMA = RecipeSchema(
-    GeneratorRecipe,
-    {
-        "method": ("name", *METHOD_KEYS),
-        "train": tuple(
-            field.name
-            for field in dataclasses.fields(GeneratorSettings)
-            if field.name not in ("method", "preset", "max_tokens", *METHOD_KEYS)
-        ),
-    },
-)
+PREFERENCE_KEYS = ("beta", "chosen_weight")
+_NOT_TRAIN = ("method", "preset", "max_tokens", *METHOD_KEYS)
+_TRAIN = tuple(one.name for one in dataclasses.fields(GeneratorSettings) if one.name not in _NOT_TRAIN)
+
+
+def _schema(train_without: tuple[str, ...], data_without: tuple[str, ...]) -> RecipeSchema:
+    return RecipeSchema(
+        GeneratorRecipe,
+        {
+            "method": ("name", *METHOD_KEYS),
+            "train": tuple(key for key in _TRAIN if key not in train_without),
+            "data": tuple(key for key in GeneratorDataSection.__struct_fields__ if key not in data_without),
+        },
+    )
+
+
+SCHEMA = _schema(PREFERENCE_KEYS, ("chosen", "rejected"))
+PREFERENCE_SCHEMA = _schema((), ("format", "completion", "text"))
+"""Of `task.kind = "prefer"`."""
 
 
 def load(path: Path, environment: Mapping[str, str] | None = None) -> GeneratorRecipe:
@@ -165,7 +186,9 @@ def load(path: Path, environment: Mapping[str, str] | None = None) -> GeneratorR
 
 def parse(raw: Mapping[str, Any], where: str, environment: Mapping[str, str]) -> GeneratorRecipe:
     """The recipe in a parsed TOML document; `where` names the file in errors."""
-    recipe = recipe_form.convert(raw, where, environment, SCHEMA, GeneratorRecipe)
+    task = raw.get("task")
+    schema = PREFERENCE_SCHEMA if isinstance(task, dict) and task.get("kind") == PREFER else SCHEMA
+    recipe = recipe_form.convert(raw, where, environment, schema, GeneratorRecipe)
     _check_relations(recipe, where, "new" in raw)
     return recipe
 
@@ -182,11 +205,16 @@ def with_method(recipe: GeneratorRecipe, method: str, preset: str = "") -> Gener
     own = recipe.training
     train = dict(recipe.train)
     if "learning_rate" in train:
-        usual = [training_settings(name, False, {}, "method").learning_rate for name in (own.method, method)]
+        usual = [usual_step_size(name, recipe) for name in (own.method, method)]
         train["learning_rate"] = float(f"{own.learning_rate / usual[0] * usual[1]:.6g}")
     changed = msgspec.structs.replace(recipe, method={"name": method}, train=train)
     _check_relations(changed, f"{recipe.name} by method {method}", has_new=False)
     return changed
+
+
+def usual_step_size(method: str, recipe: GeneratorRecipe) -> float:
+    """The step size that a method has where a recipe like this one names none."""
+    return training_settings(method, recipe.is_new, {}, "method", recipe.prefers).learning_rate
 
 
 def _check_relations(recipe: GeneratorRecipe, where: str, has_new: bool) -> None:
@@ -203,6 +231,15 @@ def _check_relations(recipe: GeneratorRecipe, where: str, has_new: bool) -> None
         raise wrong("base.source", "'new:llama' stands alone")
     if method.no_generator:
         raise wrong("method.name", f"{method.title} is not for generators: {method.no_generator}", "use another method")
+    if recipe.prefers and method.no_preferences:
+        raise wrong(
+            "method.name", f"{method.title} is not for preferences: {method.no_preferences}", "use lora or full"
+        )
+    if recipe.prefers and recipe.is_new:
+        raise wrong(
+            "base.source", "random weights have no answers to choose between",
+            'train them first, with task.kind = "generate", and name that recipe: "recipe:../FOLDER"',
+        )  # fmt: skip
     if recipe.is_new and method.scope != EVERYTHING:
         raise wrong("method.name", "random weights are trained as a whole", 'set [method] name = "full"')
     new = recipe.new
@@ -221,5 +258,5 @@ def _check_relations(recipe: GeneratorRecipe, where: str, has_new: bool) -> None
 def _training(recipe: GeneratorRecipe, where: str) -> GeneratorSettings:
     method = dict(recipe.method)
     name = name_of(method.pop("name", LORA.name), f"{where}: method")
-    start = training_settings(name, recipe.is_new, method, f"{where}: method")
+    start = training_settings(name, recipe.is_new, method, f"{where}: method", recipe.prefers)
     return replaced(start, {**recipe.train, "max_tokens": recipe.task.max_tokens}, f"{where}: train")

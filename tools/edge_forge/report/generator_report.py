@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from edge_forge.progress import duration, size
@@ -14,6 +14,8 @@ SCORES = {
     "json_match": ("same JSON", "{:.1%}"),
     "bleu": ("BLEU", "{:.1f}"),
     "rouge_l": ("ROUGE-L", "{:.3f}"),
+    "preferred": ("chosen preferred", "{:.1%}"),
+    "margin": ("margin, nats", "{:+.2f}"),
 }
 """Scores as people read them: key to (title, format)."""
 
@@ -36,8 +38,9 @@ def _result(figures: Mapping[str, Any]) -> Iterator[Block]:
     )
     found = {who: flat(one) for who, one in scores.items()}
     yield Table(("", *found), [
-        [title, *(cell(one, key) for one in found.values())] for key, (title, _) in SCORES.items()
+        [title, *(cell(one, key) for one in found.values())] for key, (title, _) in _taken(found.values()).items()
     ])  # fmt: skip
+    yield from _preferences(figures)
     if figures.get("outcome"):
         yield Paragraph(f"**Mind: {figures['outcome']}.**")
     if figures["packages"]:
@@ -51,7 +54,43 @@ def _result(figures: Mapping[str, Any]) -> Iterator[Block]:
 
 def flat(scores: Mapping[str, Any]) -> dict[str, Any]:
     """The scores of an evaluation set (`generator_scores.by_torch`) with those of its answers beside the perplexity."""
-    return {**scores, **(scores.get("answers") or {})}
+    return {**scores, **(scores.get("answers") or {}), **(scores.get("preferences") or {})}
+
+
+def _taken(found: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
+    """The entries of `SCORES` but those of preferences where none has them."""
+    held = list(found)
+    return {
+        key: told for key, told in SCORES.items()
+        if key not in ("preferred", "margin") or any(one.get(key) is not None for one in held)
+    }  # fmt: skip
+
+
+def _preferences(figures: Mapping[str, Any]) -> Iterator[Block]:
+    """What was learned of preferences, with intervals."""
+    scores = {who: one["preferences"] for who, one in figures["scores"].items() if one.get("preferences")}
+    if not scores:
+        return
+    shown = (
+        ("preferred", "chosen answer likelier", "{:.1%}"), ("margin", "ln p(chosen) - ln p(rejected), nats", "{:+.2f}"),
+        ("rewarded", "margin raised by training", "{:.1%}"), ("reward_margin", "rise of the margin × beta", "{:+.3f}"),
+    )  # fmt: skip
+    yield Heading("Preferences")
+    yield Paragraph(
+        "Of the measured pairs, by the likelihood of whole answers; in brackets 95 % intervals (Wilson's of shares, "
+        "Student's of means). DPO's own accuracy is the third line: its reference is the base."
+    )
+    yield Table(("", *scores), [
+        [title, *(_with_interval(one, key, form) for one in scores.values())] for key, title, form in shown
+    ])  # fmt: skip
+
+
+def _with_interval(one: Mapping[str, Any], key: str, form: str) -> str:
+    if one.get(key) is None:
+        return "–"
+    ends = [one[f"{key}_{end}"] for end in ("low", "high")]
+    known = "not known" if None in ends else " to ".join(map(form.format, ends))
+    return f"{form.format(one[key])} ({known})"
 
 
 def cell(one: Mapping[str, Any], key: str) -> str:
@@ -66,9 +105,10 @@ def _files(figures: Mapping[str, Any]) -> Iterator[Block]:
         "The same rows through llama.cpp. `base` is the base alone, `adapter` the base with the adapter attached, "
         "`merged` both in one file. Against PyTorch: relative distance of logits, the worst token of the samples."
     )
+    taken = _taken(files)
     yield Table(
-        ("model", *(title for title, _ in SCORES.values()), "size", "against PyTorch"),
-        [[f"{one['form']} {one['dtype']}", *(cell(one, key) for key in SCORES), size(one["size_bytes"]),
+        ("model", *(title for title, _ in taken.values()), "size", "against PyTorch"),
+        [[f"{one['form']} {one['dtype']}", *(cell(one, key) for key in taken), size(one["size_bytes"]),
           f"{one['parity']:.2g}" if one.get("parity") is not None else "–"] for one in files],
     )  # fmt: skip
     adapter = figures["adapter"]
@@ -189,6 +229,11 @@ def score_lines(figures: Mapping[str, Any]) -> list[str]:
     if base is None:  # made here from random weights: nothing to set it beside
         return [f"{perplexity} on {tuned['rows']} rows"]
     lines = [f"{perplexity} (base {base['perplexity']:.3g}) on {tuned['rows']} rows"]
+    if tuned.get("preferences"):
+        found, before = tuned["preferences"], base["preferences"]
+        share = _with_interval(found, "preferred", "{:.1%}")
+        lines.insert(0, f"chosen answer likelier in {share} of the pairs (base {before['preferred']:.1%})")
+        return [*lines, f"margin      {found['margin']:+.3g} nats (base {before['margin']:+.3g})"]
     if tuned.get("answers") and base.get("answers"):
         exact, before = tuned["answers"]["exact_match"], base["answers"]["exact_match"]
         lines.insert(0, f"exact match {exact:.1%} (base {before:.1%}) on {tuned['rows']} rows")

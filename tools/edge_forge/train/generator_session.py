@@ -1,7 +1,8 @@
 """One training run of a generator in the worker process: open, tokenise and pack, measure, train, save.
 
-The loop is transformers' Trainer over packed rows. The state with the lowest validation loss is kept. A short
-measurement at the start chooses between float32 and bfloat16; the record keeps its figures.
+The loop is transformers' Trainer over packed rows, or TRL's over preferences (`preference_trainer`). The state with the
+lowest validation loss is kept. A short measurement at the start chooses between float32 and bfloat16; the record keeps
+its figures.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainingArguments
 
 from edge_agent.base.errors import ConfigError
-from edge_forge.data.chat_tokenizer import ChatTokenizer, PackedRows, pack
+from edge_forge.data.chat_tokenizer import ChatTokenizer, EncodedPair, PackedRows, pack, pairs_within
+from edge_forge.data.generator_rows import REJECTED
 from edge_forge.models.causal_lm import below_names, open_model, target_names
 from edge_forge.train import methods
 from edge_forge.train.checkpoints import BEST, Checkpoints
@@ -75,27 +77,30 @@ def run(job: GeneratorJob, report: Report) -> TrainRecord:
         names = _names(method, model, job.settings)
         model = method.apply(model, names, job.settings, "CAUSAL_LM")
     with going.phase("pack"):
-        packed = _pack(job)
+        learned = _learned(job)
     with going.phase("measure"):
         checkpoints = Checkpoints(job.folders.checkpoints)
-        chosen = checkpoints.choice(lambda: _measured(model, packed[0], job.settings))
+        chosen = checkpoints.choice(lambda: _measured(model, learned.sample, job.settings))
         precision, measured_ms = chosen["precision"], chosen["measured_ms"]
     with going.phase("train"):
         kept = KeptFiles(checkpoints, job.work_dir / BEST, (going.start_s, going.start_cpu_s))
-        trainer = GeneratorTrainer(model, job.settings, packed, kept, precision == "bf16")
+        trainer = _trainer(job, model, learned, kept, (precision == "bf16", report))
         trainer.watch(report, method.companion(model))
         done_before = trainer.run()
         trainer.take_best()
+    tokens = learned.tokens * float(trainer.state.epoch or 0.0)
     choice = {
         "precision": precision, "threads": torch.get_num_threads(), "measured_ms": measured_ms,
-        "packed_rows": len(packed[0].ids),
-        "tokens_per_s": round(_tokens(trainer, packed[0]) / max(going.phases_s["train"], 1e-9), 1),
+        "packed_rows": learned.count,
+        "tokens_per_s": round(tokens / max(going.phases_s["train"], 1e-9), 1),
     }  # fmt: skip
     chief = bool(trainer.is_world_process_zero())
     with going.phase("save"):
         if chief:
             _save(job, model)
-    record = replace(_record(going, trainer, model, packed, total), choice=choice, done_before=round(done_before, 4))
+    record = replace(
+        _record(going, trainer, model, learned.left_out, total), choice=choice, done_before=round(done_before, 4)
+    )
     if chief:
         record.write(job.out_dir / "record.json")
     return record
@@ -119,13 +124,57 @@ def _check_length(model: Any, tokens: int) -> None:
         raise ConfigError(f"{tokens} tokens are more than the base takes ({longest})", "task.max_tokens")
 
 
-def _pack(job: GeneratorJob) -> tuple[PackedRows, PackedRows]:
+@dataclass(frozen=True)
+class _Learned:
+    """The tokens that a run learns from and is evaluated on: packed rows, or pairs. `sample` is timed; `count` rows
+    hold `tokens`, padding of packed rows included; `left_out` rows (training, validation) were too long."""
+
+    packed: tuple[PackedRows, PackedRows] | None
+    pairs: tuple[list[EncodedPair], list[EncodedPair]] | None
+    end: int
+    sample: PackedRows
+    count: int
+    tokens: int
+    left_out: tuple[int, int]
+
+
+def _learned(job: GeneratorJob) -> _Learned:
     tokenizer, settings = ChatTokenizer(job.base_dir, job.chat), job.settings
-    train, validation = (
-        pack(map(tokenizer.encode, rows), settings.max_tokens, tokenizer.ends[0], settings.seed)
-        for rows in (job.train, job.validation)
+    held = (job.train, job.validation)
+    if job.train[0][-1].role != REJECTED:
+        packed = tuple(
+            pack(map(tokenizer.encode, rows), settings.max_tokens, tokenizer.ends[0], settings.seed) for rows in held
+        )
+        first, other = packed
+        tokens = sum(map(len, first.ids))
+        left_out = first.left_out, other.left_out
+        return _Learned((first, other), None, tokenizer.ends[0], first, len(first.ids), tokens, left_out)
+    train, validation = (pairs_within(tokenizer, rows, settings.max_tokens)[1] for rows in held)
+    longest = max(train, key=lambda pair: pair.length)
+    ids = [*longest.prompt, *longest.chosen]
+    sample = PackedRows([ids], [ids], [list(range(len(ids)))], 0)
+    tokens = sum(2 * len(pair.prompt) + len(pair.chosen) + len(pair.rejected) for pair in train)
+    left_out = len(job.train) - len(train), len(job.validation) - len(validation)
+    return _Learned(None, (train, validation), tokenizer.ends[0], sample, len(train), tokens, left_out)
+
+
+def _trainer(
+    job: GeneratorJob, model: Any, learned: _Learned, kept: KeptFiles, how: tuple[bool, Report]
+) -> GeneratorTrainer:
+    """`how`: (whether in bfloat16, who is told what is done before training)."""
+    bf16, report = how
+    if learned.pairs is not None:
+        from edge_forge.train.preference_trainer import PreferenceTrainer
+
+        own = model.config.pad_token_id  # TRL writes what pads into the configuration, which is saved with the model
+        tokens = job.base_dir / "tokenizer.json", learned.end if own is None else int(own)
+        return PreferenceTrainer(model, job.settings, learned.pairs, kept, tokens, bf16=bf16, report=report)
+    assert learned.packed is not None  # noqa: S101 - one of the two is there
+    train, validation = map(PackedDataset, learned.packed)
+    args = TrainingArguments(label_names=["labels"], **arguments(job.settings, kept, bf16))
+    return GeneratorTrainer(
+        model, job.settings, kept, model=model, args=args, train_dataset=train, eval_dataset=validation
     )
-    return train, validation
 
 
 def _save(job: GeneratorJob, model: Any) -> None:
@@ -147,12 +196,7 @@ def _save(job: GeneratorJob, model: Any) -> None:
             shutil.copyfile(job.base_dir / name, job.out_dir / "model" / name)
 
 
-def _tokens(trainer: Any, packed: PackedRows) -> float:
-    """Tokens that were learned from, padding included."""
-    return sum(map(len, packed.ids)) * float(trainer.state.epoch or 0.0)
-
-
-def _record(going: _Run, trainer: Any, model: Any, packed: tuple[PackedRows, PackedRows], total: int) -> TrainRecord:
+def _record(going: _Run, trainer: Any, model: Any, left_out: tuple[int, int], total: int) -> TrainRecord:
     job, settings = going.job, going.job.settings
     learned = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     curves = trainer.curves
@@ -174,7 +218,7 @@ def _record(going: _Run, trainer: Any, model: Any, packed: tuple[PackedRows, Pac
         stopped_early=bool(trainer.state.global_step < trainer.state.max_steps),
         kept_states={},
         rows={"train": len(job.train), "validation": len(job.validation)},
-        truncated={"train": packed[0].left_out, "validation": packed[1].left_out},
+        truncated={"train": left_out[0], "validation": left_out[1]},
         adapted_modules=sorted(
             {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in learned if ".lora_A." in name}
         ),
@@ -225,25 +269,12 @@ class _Watch(TrainerCallback):
 class GeneratorTrainer(ResumableTrainer):
     """Trainer that keeps the state with the lowest validation loss, and stops when none was lower for long.
 
-    `curves` has an entry per epoch: {epoch, train_loss, validation_loss}, losses in nats per learned token.
+    `curves` has an entry per epoch: {epoch, train_loss, validation_loss}, losses in nats per learned token. `given` is
+    what Trainer takes.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        settings: GeneratorSettings,
-        packed: tuple[PackedRows, PackedRows],
-        kept: KeptFiles,
-        bf16: bool,
-    ) -> None:
-        super().__init__(
-            model,
-            kept,
-            model=model,
-            args=_arguments(settings, kept, bf16),
-            train_dataset=PackedDataset(packed[0]),
-            eval_dataset=PackedDataset(packed[1]),
-        )
+    def __init__(self, learning: nn.Module, settings: GeneratorSettings, kept: KeptFiles, **given: Any) -> None:
+        super().__init__(learning, kept, **given)
         self.settings = settings
         self.curves: list[dict[str, float]] = []
         self._report: Report | None = None
@@ -275,7 +306,8 @@ class GeneratorTrainer(ResumableTrainer):
         found: dict[str, float] = super().evaluate(*arguments, **named)
         train = next((float(one["loss"]) for one in reversed(self.state.log_history) if "loss" in one), math.nan)
         loss = float(found["eval_loss"])
-        self.curves.append({"epoch": float(self.state.epoch or 0.0), "train_loss": train, "validation_loss": loss})
+        entry = {"epoch": float(self.state.epoch or 0.0), "train_loss": train, "validation_loss": loss}
+        self.curves.append({**entry, **self.figures_of(found)})
         if loss < self._best[0]:
             self._best = (loss, len(self.curves) - 1)
         if self._best[1] == len(self.curves) - 1 and self.is_world_process_zero():
@@ -285,6 +317,10 @@ class GeneratorTrainer(ResumableTrainer):
         if self.is_over():
             self.control.should_training_stop = True
         return found
+
+    def figures_of(self, found: Mapping[str, float]) -> dict[str, float]:
+        """What an entry of `curves` also has, of an evaluation's figures."""
+        return {}
 
     def extra(self) -> tuple[Mapping[str, Any], Mapping[str, torch.Tensor]]:
         """Evaluations, and which was best."""
@@ -306,35 +342,35 @@ class GeneratorTrainer(ResumableTrainer):
         methods.restore_trained(self.learning, self.best_path)
 
 
-def _arguments(settings: GeneratorSettings, kept: KeptFiles, bf16: bool) -> TrainingArguments:
+def arguments(settings: GeneratorSettings, kept: KeptFiles, bf16: bool) -> dict[str, Any]:
+    """What transformers' TrainingArguments, or TRL's, are given."""
     share = max(1, settings.batch_size // int(os.environ.get("WORLD_SIZE", "1")))
     at_once = min(settings.rows_at_once, share)
-    return TrainingArguments(
-        output_dir=str(kept.checkpoints.folder),
-        num_train_epochs=settings.epochs,
-        per_device_train_batch_size=at_once,
-        per_device_eval_batch_size=at_once,
-        gradient_accumulation_steps=max(1, share // at_once),
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.schedule if settings.schedule != "constant" else "constant_with_warmup",
-        warmup_steps=settings.warmup_fraction,
-        max_grad_norm=1.0,
-        seed=settings.seed,
-        data_seed=settings.seed,
-        bf16=bf16,
-        use_cpu=not torch.cuda.is_available(),
-        eval_strategy="epoch",
-        logging_strategy="epoch",
-        save_strategy="epoch" if methods.METHODS[settings.method].resumes else "no",
-        save_total_limit=2,  # the one before stays until the new one is whole
-        report_to=list(settings.report_to),
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=False,
-        label_names=["labels"],
-        prediction_loss_only=True,
-    )
+    return {
+        "output_dir": str(kept.checkpoints.folder),
+        "num_train_epochs": settings.epochs,
+        "per_device_train_batch_size": at_once,
+        "per_device_eval_batch_size": at_once,
+        "gradient_accumulation_steps": max(1, share // at_once),
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.schedule if settings.schedule != "constant" else "constant_with_warmup",
+        "warmup_steps": settings.warmup_fraction,
+        "max_grad_norm": 1.0,
+        "seed": settings.seed,
+        "data_seed": settings.seed,
+        "bf16": bf16,
+        "use_cpu": not torch.cuda.is_available(),
+        "eval_strategy": "epoch",
+        "logging_strategy": "epoch",
+        "save_strategy": "epoch" if methods.METHODS[settings.method].resumes else "no",
+        "save_total_limit": 2,  # the one before stays until the new one is whole
+        "report_to": list(settings.report_to),
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": False,
+        "prediction_loss_only": True,
+    }
 
 
 _REPEATS = 6

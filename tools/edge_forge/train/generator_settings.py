@@ -54,6 +54,11 @@ class GeneratorSettings:
     frozen_share: float = 0.0
     # LoRA+: step size of B over that of A (Hayou et al. 2024); 1 = plain LoRA.
     lora_plus_ratio: float = 1.0
+    # Preferences: how closely the model is held to the one that it began as (DPO's beta, Rafailov et al. 2023).
+    beta: float = 0.1
+    # Preferences: weight of the likelihood of the chosen answer beside the preference (0 = none): it keeps DPO from
+    # making chosen answers less likely (Pang et al. 2024).
+    chosen_weight: float = 0.0
 
 
 # rank 16 on all linears and 2e-4: what QLoRA (Dettmers et al. 2023, table 9) found to match full tuning.
@@ -66,10 +71,20 @@ PRESETS: Mapping[str, GeneratorSettings] = {
 }
 
 
-def settings(method: str, new_model: bool, values: Mapping[str, object], where: str) -> GeneratorSettings:
-    """The settings of a method (`new_model`: of random weights), with `values` over them. Raises ConfigError."""
+# TRL's default for all weights, ten times that for adapters: beyond it chosen answers become unlikely, too.
+_PREFERENCE_RATES = {LORA.name: 1e-5, FULL.name: 1e-6}
+
+
+def settings(
+    method: str, new_model: bool, values: Mapping[str, object], where: str, preferences: bool = False
+) -> GeneratorSettings:
+    """The settings of a method (`new_model`: of random weights; `preferences`: for DPO), with `values` over them.
+
+    Raises ConfigError.
+    """
     known = methods.method(method, where)
     if new_model:
         return replaced(PRESETS["new"], {**values, "method": known.name}, where)
     start = PRESETS[known.presets]
-    return replaced(started(start, known, start.learning_rate), values, where)
+    rate = _PREFERENCE_RATES[known.presets] if preferences else start.learning_rate
+    return replaced(started(start, known, rate), values, where)

@@ -88,6 +88,8 @@ class Method:
     it can."""
     no_generator: str = ""
     """Why a generator cannot be trained by it; '' where it can."""
+    no_preferences: str = ""
+    """Why it cannot be trained on preferences; '' where it can."""
 
     @property
     def trains_adapter(self) -> bool:
@@ -234,6 +236,7 @@ _OTHERS = (
         "B diag(E) A: E and the scale folded into A and B, ranks that were dropped left out", _apply_adalora,
         step=10.0, merge=_merge_peft, pairs=_adalora_pairs, companion=_rank_schedule,
         resumes=False,  # peft writes no importance of ranks
+        no_preferences="peft adds its penalty to the loss of tokens, which DPO does not compute",
     ),
     Method(
         "pissa", "PiSSA", INSERTED, _ATTACHED, _LORA,

@@ -140,6 +140,8 @@ _RANGES: Mapping[str, _Check] = {
     "rank": (lambda value: 1 <= value <= 512, "from 1 to 512"),
     "alpha": _ABOVE_0,
     "lora_plus_ratio": _ABOVE_0,
+    "beta": (lambda value: 0 < value <= 100, "above 0 and at most 100"),
+    "chosen_weight": _AT_LEAST_0,
 }
 
 

@@ -1,0 +1,46 @@
+"""Scores of a generator on preferences: how often, and by how much, it finds the chosen answer likelier. Pure.
+
+A file of its own because it scores pairs of answers, and `generator_metrics` single ones; the conversion to GGUF is
+keyed by that module's code, and by none of this.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from edge_forge.evaluate.paired import LEVEL, share_interval
+
+
+def preferred(chosen_nats: Sequence[float], rejected_nats: Sequence[float]) -> dict[str, Any]:
+    """Of -ln p in nats of both answers of each pair, summed over their tokens: `preferred`, the share of pairs whose
+    chosen answer is likelier (Wilson's interval), and `margin`, ln p(chosen) - ln p(rejected) in nats, on average
+    (Student's). A tie is no preference. `pair_margins` has a margin for each pair."""
+    margins = [bad - good for good, bad in zip(chosen_nats, rejected_nats, strict=True)]
+    return {**_shares("preferred", margins), **_means("margin", margins), "pair_margins": margins}
+
+
+def rewarded(tuned: Sequence[float], base: Sequence[float], beta: float) -> dict[str, Any]:
+    """Of `pair_margins` of the tuned model and of its base: `rewarded`, the share of pairs whose margin training
+    raised, which is DPO's accuracy, and `reward_margin`, beta times the rise, on average, with intervals."""
+    rises = [beta * (after - before) for after, before in zip(tuned, base, strict=True)]
+    return {**_shares("rewarded", rises), **_means("reward_margin", rises)}
+
+
+def _shares(name: str, values: Sequence[float]) -> dict[str, float]:
+    above = sum(value > 0.0 for value in values)
+    interval = share_interval(above, len(values))
+    return {name: above / len(values), f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def _means(name: str, values: Sequence[float]) -> dict[str, float | None]:
+    """Mean and Student's interval; of one value the interval is not known."""
+    from scipy import stats
+
+    count, mean = len(values), math.fsum(values) / len(values)
+    if count < 2:
+        return {name: mean, f"{name}_low": None, f"{name}_high": None}
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
+    half = float(stats.t.ppf((1.0 + LEVEL) / 2.0, count - 1)) * deviation / math.sqrt(count)
+    return {name: mean, f"{name}_low": mean - half, f"{name}_high": mean + half}
