@@ -17,7 +17,8 @@ from tests.support import tiny_generators
 from tests.support.needs import need
 from tests.support.tiny_base import Told
 
-pytestmark = pytest.mark.slow
+# What the libraries deprecate among themselves is not the subject.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 ROWS = [
     (Turn("user", f"{thing} {state}"), Turn("assistant", f"It's {state}."), Turn(REJECTED, f"{thing}? 12345 {state}"))
     for thing in ("lamp", "window", "kitchen") for state in ("on", "open", "please", "close")
