@@ -86,8 +86,8 @@ def test_a_prompt_is_tokenised_alone_and_both_answers_follow_it(base):
         pair = tokenizer.encode_pair(row)
         good = tokenizer.encode(row[:-1])
         assert pair.prompt == tokenizer.encode((row[0], Turn("assistant", "other"))).ids[: good.answer]
-        assert pair.chosen == good.ids[good.answer :] and pair.chosen[-1] in tokenizer.ends
-        assert pair.rejected != pair.chosen and pair.rejected[-1] in tokenizer.ends
+        assert pair.chosen == good.ids[good.answer :] and tokenizer.ends[0] in pair.chosen
+        assert pair.rejected != pair.chosen and tokenizer.ends[0] in pair.rejected
 
 
 def test_the_weight_of_chosen_answers_keeps_them_likely(base, tmp_path):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from tokenizers import Tokenizer
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 from trl.trainer.dpo_config import DPOConfig
@@ -97,6 +98,6 @@ def _row(pair: EncodedPair) -> dict[str, list[int]]:
 
 def _tokenizer(file: Path, end: int) -> Any:
     """What TRL takes the padding from; it tokenises nothing."""
-    made = PreTrainedTokenizerFast(tokenizer_file=str(file))  # type: ignore[no-untyped-call]
-    made.pad_token = made.eos_token = made.convert_ids_to_tokens(end)
-    return made
+    held = Tokenizer.from_file(str(file))
+    token = held.id_to_token(end)
+    return PreTrainedTokenizerFast(tokenizer_object=held, pad_token=token, eos_token=token)  # type: ignore[no-untyped-call]
