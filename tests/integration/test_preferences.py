@@ -107,5 +107,5 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(base, tmp_path):
         trained(base, tmp_path / "first", StoppingAt(3), kept, **values)
     record = trained(base, tmp_path / "second", Told(), kept, **values)
     assert record.done_before == pytest.approx(0.4) and record.curves == whole.curves
-    (weights,) = (tmp_path / "whole").rglob("*.safetensors")
+    (weights,) = (tmp_path / "whole" / "peft").rglob("*.safetensors")
     assert weights.read_bytes() == (tmp_path / "second" / weights.relative_to(tmp_path / "whole")).read_bytes()
