@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from tests.support import asyncapi
+from tests.support import asyncapi, generators, tiny_gguf
 from tests.support.agents import LABELS, AgentProcess, echo_package, running
 from tests.support.desk import Desk, cli, desk
 from tests.support.mosquitto import Mosquitto
 from tests.support.mqtt import until
+from tests.support.needs import need
 
 DOCUMENT = asyncapi.load()
 WAIT_S = 90.0
@@ -31,12 +32,13 @@ def trials(table: Desk) -> list[dict[str, Any]]:
     return (table.bodies("reported") or [{"trials": []}])[-1].get("trials", [])
 
 
-async def asked_until(table: Desk, done: Any, prefix: str = "q") -> int:
-    """Ask one request after another until `done`; each is answered with the label of the version before. How many."""
+async def asked_until(table: Desk, done: Any, prefix: str = "q", **more: Any) -> int:
+    """Ask one request after another until `done`; each is answered. How many there were."""
     number = 0
     while not done():
         number += 1
-        answer = await table.ask(f"{prefix}{number}", {"text": f"request number {number} ~"})
+        body = more.get("body", {"text": f"request number {number} ~"})
+        answer = await table.ask(f"{prefix}{number}", body, more.get("model", "echo"))
         assert answer["status"] == 200, answer
         await asyncio.sleep(0.03)
         assert number < 400, trials(table)
@@ -134,5 +136,25 @@ def test_a_person_ends_a_trial(tmp_path: Path) -> None:
                     await until(lambda: trials(table)[-1:] and trials(table)[-1]["state"] == "promoted", WAIT_S)
                     assert "ended on the device" in trials(table)[-1]["reason"]
                     await until(lambda: table.bodies("models")[-1]["models"][0]["version"] == 2, WAIT_S)
+
+        asyncio.run(run())
+
+
+def test_a_generator_is_tried_by_its_texts(tmp_path: Path) -> None:
+    need("llama_cpp", "gguf")
+    with Mosquitto(tmp_path) as broker:
+        agent = AgentProcess(tmp_path / "device", broker.port, backends=("llamacpp",))
+        agent.install(generators.base_package(tmp_path / "one"))
+        second = generators.base_package(tmp_path / "two", counter=2, template=f"{tiny_gguf.TEMPLATE} ")
+
+        async def run() -> None:
+            async with desk(broker) as table:
+                with running(agent):
+                    await asyncio.to_thread(agent.install, second, json.dumps({**TERMS, "slower": 50.0}))
+                    await table.event("trial-started")
+                    body = {"prompt": "Once upon a time", "params": {"max_tokens": 2}}
+                    await asked_until(table, lambda: table.events("trial-ended"), body=body, model="tiny")
+                    ended = table.events("trial-ended")[-1]
+                    assert ended["data"]["state"] == "promoted" and ended["data"]["agreement"] == 1.0, ended
 
         asyncio.run(run())
