@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edge_agent.agent.context import Context
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("edge_agent")
 LOOK_S = 1.0
+BY_HAND = "it was ended on the device, by a command or an install"
 
 
 class TrialStorage(Protocol):
@@ -95,7 +97,9 @@ class TrialWatch:
     async def tick(self) -> None:
         """One look."""
         try:
-            on_trial = {model.name: model for model in self._library.active() if model.trial}
+            active = self._library.active()
+            on_trial = {model.name: model for model in active if model.trial}
+            self._settle({model.name: model for model in active})
             if on_trial and self._trials is None:
                 # Imported here, because a trial is rare and every imported module costs the daemon memory.
                 from edge_agent.agent.version_trials import VersionTrials
@@ -105,3 +109,25 @@ class TrialWatch:
                 await self._trials.look(on_trial, self._library.packages() if on_trial else InstalledPackages())
         except EdgeError as error:
             log.debug("trials are not looked at: %s", error)
+
+    def _settle(self, active: Mapping[str, InstalledModel]) -> None:
+        """Note the trials that the store shows no more: their verdict was carried out, or a person or another install
+        ended them, perhaps while no daemon ran."""
+        over = [one for one in self._context.trials.values() if not one.settled and not _is_on(active, one)]
+        for record in over:
+            settled = replace(record, settled=True)
+            if record.state == "running":
+                found = active.get(record.model)
+                stays = found is not None and found.version == record.version
+                settled = replace(settled, state="promoted" if stays else "returned", sure=False, reason=BY_HAND)
+                text = f"the trial of model {record.model!r} version {record.version}: {settled.state}, {BY_HAND}"
+                data = {"model": record.model, "version": record.version, "state": settled.state, "sure": False}
+                self._context.announce("trial-ended", text, data, "info")
+            self._context.note_trial(settled)
+        if over:
+            self._storage.write(self._context.trials)
+
+
+def _is_on(active: Mapping[str, InstalledModel], record: TrialRecord) -> bool:
+    found = active.get(record.model)
+    return found is not None and bool(found.trial) and found.version == record.version

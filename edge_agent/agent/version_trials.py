@@ -233,26 +233,28 @@ class ShadowRun:
             await asyncio.sleep(LOOK_S)
             return False
         self._load_at_s, self._warm = now_s + LOAD_AGAIN_S, False
-        task, given_up = asyncio.create_task(self._manager.load_beside(served), name=f"load-{served.name}"), False
+        task = asyncio.create_task(self._manager.load_beside(served), name=f"load-{served.name}")
         try:
             while not task.done():
                 await asyncio.wait([task], timeout=LOOK_S)
                 if self._is_in_the_way():
-                    given_up = task.cancel()
-            await task
-        except asyncio.CancelledError:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            await self._manager.unload_beside(served)
-            if given_up:
-                return False
-            raise
-        except NoRoom as error:
+                    task.cancel()
+        finally:
+            if not task.done() or task.cancelled():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+                await self._manager.unload_beside(served)
+        if task.cancelled():
+            return False
+        error = task.exception()
+        if isinstance(error, NoRoom):
             self.waits_for = error.reason
             return False
-        except EdgeError as error:
+        if isinstance(error, EdgeError):
             self.trial.died(str(error))
             return False
+        if error is not None:
+            raise error
         self.waits_for, self._load_at_s = "", -math.inf
         return True
 
@@ -413,7 +415,8 @@ class VersionTrials:
 
     def _begin(self, model: InstalledModel, package: str) -> None:
         record = self._context.trials.get(model.name)
-        known = record is not None and (record.version, record.package) == (model.version, package)
+        same = record is not None and (record.version, record.package) == (model.version, package)
+        known = same and record is not None and not record.settled
         terms = terms_of(model.trial)
         if record is None or not known:
             record = TrialRecord(model.name, model.version, package, "running", self._context.clock.wall_s())
@@ -456,14 +459,6 @@ class VersionTrials:
         self._forget_texts(name)
         await one.stop()
         del self._under_way[name]
-        if one.run.trial.verdict is None:
-            served = self._manager.served_models.get(name)
-            stays = served is not None and served.model.version == one.run.model.version
-            state = TrialState.PROMOTED if stays else TrialState.RETURNED
-            one.run.trial.decide(TrialVerdict(state, False, "it was ended on the device, by a command or an install"))
-            self._under_way[name] = one
-            self._show()
-            del self._under_way[name]
 
     def _forget_texts(self, name: str) -> None:
         for served in self._manager.every_served_model():

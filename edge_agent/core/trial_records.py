@@ -18,6 +18,7 @@ class TrialRecord:
     `package`: the digest of the index of the package that it came from. `since_s`: wall clock of the begin. `spent_s`,
     `restarts`: running seconds, and daemons that ended in mid-trial. `sure`: False where time or requests ran out and
     the terms decided. `reason`: the verdict, or what the trial waits for. `figures`: see `VersionTrial.figures`.
+    `settled`: the store shows that it is over, and the same version may be tried again.
     """
 
     model: str
@@ -30,3 +31,4 @@ class TrialRecord:
     sure: bool | None = None
     reason: str = ""
     figures: Mapping[str, float | None] = field(default_factory=dict)
+    settled: bool = False

@@ -40,6 +40,7 @@ class _Trial(Document, frozen=True, kw_only=True):
     sure: bool | None = None
     reason: str = ""
     figures: dict[str, float | None] = field(default_factory=dict)
+    settled: bool = False
 
 
 class _Trials(Document, frozen=True, kw_only=True):
@@ -76,6 +77,7 @@ class TrialFile:
                 one.sure,
                 one.reason,
                 one.figures,
+                one.settled,
             )
             for one in found.trials
         }
@@ -94,6 +96,7 @@ class TrialFile:
                 sure=one.sure,
                 reason=one.reason,
                 figures=dict(one.figures),
+                settled=one.settled,
             )
             for one in list(records.values())[-MOST_RECORDS:]
         )

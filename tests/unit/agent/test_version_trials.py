@@ -184,3 +184,37 @@ def test_a_person_ends_a_trial_and_a_model_without_a_version_before_has_none() -
         assert device.operator.calls == [("promote", "m")]
 
     Device.run(scenario, a_model())
+
+
+def test_a_version_that_was_returned_is_tried_again_when_it_comes_again() -> None:
+    kept, library = KeptTrials(), FakeLibrary(a_model())
+
+    async def first(device: Device) -> None:
+        device.spawner.plan.answers[NEW.digest] = (5.0, "off")
+        await begun(device)
+        await asked(device, 45)
+
+    async def second(device: Device) -> None:
+        assert kept.records["m"].state == "returned"
+        await look(device, 2)
+        await begun(device)
+        assert "trial-started" in device.kinds() and record(device).state == "running"
+        await asked(device, 45)
+        assert record(device).state == "promoted"
+
+    for scenario in (first, second):
+        Device.run(scenario, ports={"library": library, "trials": kept})
+
+
+@pytest.mark.parametrize("promote", [True, False])
+def test_a_trial_that_ends_while_no_daemon_runs_is_no_longer_shown_as_running(promote: bool) -> None:
+    kept, library = KeptTrials(), FakeLibrary(a_model())
+
+    async def second(device: Device) -> None:
+        library.end_trial("m", promote)
+        await look(device, 2)
+        assert record(device).state == ("promoted" if promote else "returned")
+        assert "ended on the device" in record(device).reason and "trial-ended" in device.kinds()
+
+    for scenario in (begun, second):
+        Device.run(scenario, ports={"library": library, "trials": kept})
