@@ -60,8 +60,8 @@ def page(found: dict[str, tuple[str, list[Outcome]]]) -> str:
             lines.append(f"| {one.subject} | {one.against} | {one.version} | {day} | {counts} | {said} |")
         left += [f"- {name}: was not run"] * (not outcomes)
     left.append(
-        "- llama.cpp's own converter beside ours, and paho's test broker: not part of it yet. What our converter "
-        "writes is run by llama.cpp in tests/integration/test_gguf.py"
+        "- llama.cpp's own converter beside ours: not part of it yet. What our converter writes is run by llama.cpp in "
+        "tests/integration/test_gguf.py"
     )
     return "\n".join([*lines, "", "## Not tried", "", *left]) + "\n"
 

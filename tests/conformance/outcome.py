@@ -80,6 +80,7 @@ REPOSITORIES = {
     "wycheproof": "github.com/C2SP/wycheproof",
     "oci": "github.com/opencontainers/image-spec",
     "modelpack": "github.com/modelpack/model-spec",
+    "paho": "github.com/eclipse/paho.mqtt.testing",
 }
 
 

@@ -214,8 +214,22 @@ def _ejabberd(folder: Path, places: Places) -> Iterator[tuple[int, str]]:
         yield port, version("dpkg-query", "-W", "ejabberd")
 
 
+@contextlib.contextmanager
+def _paho(folder: Path, places: Places) -> Iterator[tuple[int, str]]:
+    clone, commit = places.suite("paho", "interoperability")
+    port = free_port()
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = folder / "broker.conf"
+    # By default it takes packets of 256 bytes, which hold neither telemetry nor an answer.
+    settings.write_text(f"maximum_packet_size 300000\nlistener {port} 127.0.0.1\n")
+    program = clone / "interoperability" / "startbroker.py"
+    with _process([sys.executable, program, "-c", settings], folder, port):
+        yield port, commit
+
+
 BROKERS = {
     "mosquitto": _mosquitto, "aedes": _aedes, "RabbitMQ": _rabbitmq, "ejabberd": _ejabberd, "amqtt": _amqtt,
+    "paho's test broker": _paho,
 }  # fmt: skip
 USERS = {"ejabberd": "pi:any"}
 """Names and passwords where a broker takes nobody without."""
