@@ -108,6 +108,12 @@ def test_nothing_that_a_device_says_becomes_more_than_text(window: Window, place
         answer_as_mallory(page, place)
         page.get_by_role("button", name="← All devices").click()
         card(page, "mallory").wait_for()
+        plan = {"models": [{"model": EVIL, "package": EVIL}, {"model": "m", "package": EVIL, "adapters": [EVIL, {}]}]}
+        rollout = {"rollout": EVIL, "phase": "rolling", "wave": 7, "waves": [[EVIL, "mallory"], EVIL], "plan": plan}
+        for odd in ODD:
+            teller.say("group", "rollout/state", {**dict.fromkeys(rollout, odd), "claim": odd}, retain=False)
+        teller.say("group", "rollout/state", {**rollout, "reason": EVIL, "claim": {"who": EVIL}}, retain=False)
+        shown(panel(page, "Rollout"), "<img src=x onerror=")
         assert page.evaluate("[window.evil, ({}).evil]") == [None, None]
         assert page.locator("img, iframe, object, embed, svg, body script:not([type]) ~ script").count() == 0
         assert "\u202e" not in page.content()

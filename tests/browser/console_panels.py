@@ -524,6 +524,33 @@ def test_a_desired_state_is_looked_at_declared_once_and_reported(window: Window,
     ]
 
 
+def test_a_rollout_is_followed_and_returned_from_the_page(window: Window, place: Place, tmp_path: Path) -> None:
+    fourth = echo_package(tmp_path, "fourth")
+    digest = package_digest(fourth)
+    inbox = place.pi.folder / "state" / "inbox"
+    inbox.mkdir(exist_ok=True)
+    shutil.move(fourth, inbox)
+    plan = tmp_path / "plan.toml"
+    plan.write_text(f'devices = ["pi"]\nwaves = [["pi"]]\n[[models]]\nmodel = "fourth"\npackage = "{digest}"\n')
+    page = window.open()
+    card(page, "pi").wait_for()
+    rollout = panel(page, "Rollout")
+    command = [sys.executable, "-m", "edge_agent", "fleet", "rollout", "--config", str(place.pi.config), str(plan)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        shown(rollout, "is being rolled out")
+        shown(rollout, f"fourth → {digest[:19]}")
+        rollout.get_by_text("1 have applied it").wait_for(timeout=120_000)
+        shown(rollout, "carried out by")
+        rollout.get_by_role("button", name="Return all devices").click()
+        rollout.get_by_role("button", name="Yes, return them").click()
+        shown(rollout, "is asked to return")
+        shown(rollout, "was returned")
+        assert process.wait(60) == 1, process.stdout.read() if process.stdout else ""
+    page.goto(page.url.partition("&device")[0] + "&device=pi")
+    panel(page, "Models").wait_for()
+    panel(page, "Models").locator("[data-model=fourth]").wait_for(state="detached")
+
+
 def test_what_the_access_list_forbids_to_declare_is_a_sentence(window: Window, place: Place) -> None:
     page = window.open(broker=None)
     fill_form(page, place, "viewer", USERS["viewer"])

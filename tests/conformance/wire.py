@@ -354,6 +354,6 @@ def houses(places: Places) -> Iterator[Outcome]:
             capture_output=True, text=True, timeout=600, check=False, cwd=ROOT,
         )  # fmt: skip
         steps = [line.strip() for line in done.stdout.splitlines() if line.startswith("  ")]
-        failed = () if done.returncode == 0 else (done.stderr.strip().splitlines()[0][:300],)
+        failed = () if done.returncode == 0 else (done.stderr.strip().splitlines()[-1][:300],)
         found = version(str(path), "--version") if name == "Home Assistant" else places.npm_package("node-red")[1]
         yield Outcome("entities, orders, examples", name, found, len(steps) + len(failed), failed)

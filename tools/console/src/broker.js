@@ -104,6 +104,8 @@ export class Broker {
       KINDS.map((kind) => [`${this.prefix}/+/${kind}`, { qos: kind === "telemetry" ? 0 : 1 }]),
     );
     topics[`${this.replyTopic}/+`] = { qos: 1 };
+    // Who may not see rollouts sees none.
+    this._client.subscribe(`${this.prefix}/group/rollout/state`, { qos: 1 }, () => {});
     this._client.subscribe(topics, (error, granted) => {
       const refused = (granted ?? []).filter((one) => one.qos >= 128);
       if (error || refused.length > 0) {
@@ -144,7 +146,7 @@ export class Broker {
     this._sent.delete(packet.messageId);
     if (id === undefined || packet.reasonCode !== NOBODY) return;
     if (this._open.get(id)?.kept) this._finish(id, { sent: true, unheard: true });
-    else this._finish(id, { failed: "Nobody listens there: the device is not connected to the broker." });
+    else this._finish(id, { failed: "Nobody listens there: who is asked is not connected to the broker." });
   }
 
   /** Ask; `got` is called with {part} for each part of a stream and once with {reply} or {failed}. Returns the id. */
@@ -159,15 +161,23 @@ export class Broker {
 
   /** Publish a device's desired state, or withdraw it (null); `got` is called once with {sent} or {failed}. */
   declare(device, body, got) {
+    this._publish(`${device}/desired`, body === null ? "" : JSON.stringify(body), true, got);
+  }
+
+  /** Ask whoever carries a rollout out to return all devices; `got` as in `declare`. */
+  returnAll(rollout, got) {
+    this._publish("group/rollout/abort", JSON.stringify({ rollout }), false, got);
+  }
+
+  _publish(place, payload, retain, got) {
     if (!this.connected) {
       queueMicrotask(() => got({ failed: "There is no connection to the broker." }));
       return;
     }
     const id = random();
     const timer = setTimeout(() => this._finish(id, { failed: `The broker has not taken it within ${DECLARE_S} s.` }), DECLARE_S * 1000);
-    this._open.set(id, { got, next: 0, timer, kept: true });
-    const payload = body === null ? "" : JSON.stringify(body);
-    this._client.publish(`${this.prefix}/${device}/desired`, payload, { qos: 1, retain: true }, (error) => {
+    this._open.set(id, { got, next: 0, timer, kept: retain });
+    this._client.publish(`${this.prefix}/${place}`, payload, { qos: 1, retain }, (error) => {
       this._finish(id, error ? { failed: refusedThere(error) } : { sent: true });
     });
     this._sent.set(this._client.getLastMessageId(), id);

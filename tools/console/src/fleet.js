@@ -1,7 +1,7 @@
 // What is known of all devices: the last message of each kind, the events and the reports of the last hour. No clock and
 // no connection: the time (milliseconds of the browser) is an argument.
 
-import { decode, isDevice, readEvent, readInfo, readModels, readReported, readStatus, readTelemetry, sensor } from "./read.js";
+import { decode, isDevice, readEvent, readInfo, readModels, readReported, readRollout, readStatus, readTelemetry, sensor } from "./read.js";
 
 export const DEVICES = 5000;
 export const EVENTS = 200;
@@ -42,12 +42,18 @@ export class Fleet {
     this.devices = new Map();
     this.turnedAway = 0;
     this.unread = 0;
+    this.rollout = null;
   }
 
   /** A message as it came. `retained`: the broker kept it, so its age is told by the device's own clock. */
   take(topic, payload, retained, nowMs) {
     if (!topic.startsWith(this.prefix + "/")) return;
     const [name, kind, ...rest] = topic.slice(this.prefix.length + 1).split("/");
+    if (name === "group" && kind === "rollout" && rest.length === 1 && rest[0] === "state") {
+      const state = payload.length === 0 ? null : decode(payload);
+      this.rollout = state === null ? null : { ...readRollout(state), heardMs: retained ? 0 : nowMs };
+      return;
+    }
     if (rest.length > 0 || !isDevice(name) || !KINDS.includes(kind)) return;
     if (payload.length === 0) {
       // The device has another name now, or somebody removed it from the broker.

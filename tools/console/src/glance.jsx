@@ -4,6 +4,7 @@ import { useState } from "preact/hooks";
 
 import { RANKS } from "./fleet.js";
 import { sensor } from "./read.js";
+import { Rollout } from "./rollout.jsx";
 import { age, celsius, rate } from "./units.js";
 
 const QUIET_MS = 5000;
@@ -25,6 +26,7 @@ export function Glance({ fleet, broker, open }) {
         <input type="search" placeholder="name, board, model, state" aria-label="filter" value={wanted}
           onInput={(event) => filter(event.currentTarget.value)} />
       </div>
+      <Rollout fleet={fleet} broker={broker} />
       {fleet.turnedAway > 0 && <p class="sentence bad">More devices than this page holds ({fleet.devices.size}).</p>}
       {fleet.unread > 0 && <p class="sentence">{fleet.unread} messages were no JSON objects and are not shown.</p>}
       {all.length === 0 && <Nothing broker={broker} nowMs={nowMs} prefix={fleet.prefix} />}

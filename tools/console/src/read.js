@@ -205,6 +205,8 @@ export function readReported(body) {
       .map((one) => ({ model: one.model, adapter: one.adapter ?? null, package: one.package })),
     items: list(body.items, 128).map(object).map((one) => ({
       name: item(one),
+      model: line(one.model, 80),
+      adapter: typeof one.adapter === "string" ? line(one.adapter, 80) : null,
       package: line(one.package, 80),
       state: line(one.state, 20),
       since: number(one.since),
@@ -215,6 +217,27 @@ export function readReported(body) {
       fetched: number(object(one.progress).fetched_bytes),
       whole: number(object(one.progress).total_bytes),
     })),
+  };
+}
+
+/** A rollout that `edge-agent fleet rollout` carries out: docs/fleet.md. */
+export function readRollout(body) {
+  const plan = object(body.plan);
+  const wanted = list(plan.models, 128).map(object).filter((one) => isName(one.model)).flatMap((one) => [
+    ...(one.package === undefined ? [] : [{ model: one.model, adapter: null, package: one.package }]),
+    ...list(one.adapters, 128).map(object).filter((two) => isName(two.adapter))
+      .map((two) => ({ model: one.model, adapter: two.adapter, package: two.package })),
+  ]);
+  return {
+    name: line(body.rollout, 80),
+    id: typeof body.rollout === "string" && body.rollout.length <= 80 ? body.rollout : null,
+    phase: ["rolling", "returning", "done", "returned"].includes(body.phase) ? body.phase : "unknown",
+    wave: count(body.wave),
+    waves: list(body.waves, 64).map((one) => list(one, 5000).filter(isDevice)),
+    leftOut: list(body.left_out, 5000).filter(isDevice),
+    reason: line(body.reason),
+    who: line(object(body.claim).who, 120),
+    wanted: wanted.map((one) => ({ ...one, package: isDigest(one.package) ? one.package : null })),
   };
 }
 
