@@ -130,7 +130,8 @@ def progress(facts: DeviceFacts, keys: Sequence[Key]) -> tuple[DeviceProgress, s
         if refused is not None and refused.version == version:
             return DeviceProgress.FAILED, f"it does not take it: {refused.reason}"
         return DeviceProgress.UNANSWERED, ""
-    return _of_items([item for item in reported.items if (item.model, item.adapter) in keys], reported)
+    how, why = _of_items([item for item in reported.items if (item.model, item.adapter) in keys], reported)
+    return _of_trials(reported, record.give) if how is DeviceProgress.APPLIED else (how, why)
 
 
 def _of_items(items: Sequence[ReportedItem], reported: Reported) -> tuple[DeviceProgress, str]:
@@ -145,6 +146,20 @@ def _of_items(items: Sequence[ReportedItem], reported: Reported) -> tuple[Device
         return DeviceProgress.WAITING, (pending[0].next or pending[0].reason or "pending") if pending else "pending"
     if not items and reported.state != "applied":
         return DeviceProgress.FAILED, f"its desired state is {reported.state}"
+    return DeviceProgress.APPLIED, ""
+
+
+def _of_trials(reported: Reported, given: Desired) -> tuple[DeviceProgress, str]:
+    """A package that is installed may still be on trial on requests: it is applied once that is over."""
+    packages = {model.package for model in given.models}
+    for trial in getattr(reported, "trials", ()):  # devices without trials do not say it
+        if trial.package in packages and trial.state == "running":
+            return DeviceProgress.WAITING, f"{trial.model} is on trial"
+        if trial.package in packages and trial.state == "returned":
+            return (
+                DeviceProgress.FAILED,
+                f"the trial of {trial.model} returned it: {trial.reason or 'without a reason'}",
+            )
     return DeviceProgress.APPLIED, ""
 
 
