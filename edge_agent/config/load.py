@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from edge_agent.base.errors import ConfigError, brief
@@ -112,19 +113,19 @@ def device_id(settings: Settings, hostname: str | None = None) -> str:
 def _table(path: Path | None) -> dict[str, Any]:
     if path is None and not default_exists():
         return {}
-    return read_table(DEFAULT_PATH if path is None else path)
+    return read_table(DEFAULT_PATH if path is None else path, _REMEDIES)
 
 
-def read_table(path: Path) -> dict[str, Any]:
+def read_table(path: Path, remedies: Mapping[type[OSError], str] = MappingProxyType({})) -> dict[str, Any]:
     """A TOML file that a person named. Raises ConfigError, which says what is wrong with it."""
     try:
         with open_named(path) as file:
             data = file.read(FILE_BYTES + 1)
     except OSError as problem:
-        remedy = _REMEDIES.get(type(problem))
+        remedy = remedies.get(type(problem))
         raise ConfigError(f"cannot be read: {problem.strerror}", str(path), remedy) from problem
     if len(data) > FILE_BYTES:
-        raise ConfigError(f"is larger than {FILE_BYTES} bytes; this is not a settings file", str(path))
+        raise ConfigError(f"is larger than {FILE_BYTES} bytes; this is no file of settings or of a plan", str(path))
     try:
         return tomllib.loads(data.decode("utf-8"))
     except UnicodeDecodeError as problem:

@@ -152,7 +152,7 @@ def _of_items(items: Sequence[ReportedItem], reported: Reported) -> tuple[Device
 def _of_trials(reported: Reported, given: Desired) -> tuple[DeviceProgress, str]:
     """A package that is installed may still be on trial on requests: it is applied once that is over."""
     packages = {model.package for model in given.models}
-    for trial in getattr(reported, "trials", ()):  # devices without trials do not say it
+    for trial in reported.trials:
         if trial.package in packages and trial.state == "running":
             return DeviceProgress.WAITING, f"{trial.model} is on trial"
         if trial.package in packages and trial.state == "returned":
