@@ -193,3 +193,16 @@ def test_a_return_has_ended_once_those_that_are_there_say_so() -> None:
     later = looked(rolled(31.0, phase="returning"), ("a", back), ("b", away))
     assert later.state.phase == "returned"
     assert [later.devices[name][0] for name in "ab"] == [DeviceProgress.APPLIED, DeviceProgress.UNANSWERED]
+
+
+def test_a_package_on_trial_is_applied_once_the_trial_is_over() -> None:
+    def tried(state: str, package: str = NEW) -> DeviceFacts:
+        trial = messages.ReportedTrial(
+            model="m", version=2, package=package, state=state, since=0.0, spent_s=1.0, reason="slower"  # type: ignore[arg-type]
+        )  # fmt: skip
+        return facts(body(2), msgspec.structs.replace(reported(2, ("m", "applied")), trials=[trial]))
+
+    assert progress(tried("running"), [("m", None)]) == (DeviceProgress.WAITING, "m is on trial")
+    assert progress(tried("promoted"), [("m", None)])[0] is DeviceProgress.APPLIED
+    assert progress(tried("returned"), [("m", None)])[1] == "the trial of m returned it: slower"
+    assert progress(tried("returned", OLD), [("m", None)])[0] is DeviceProgress.APPLIED
