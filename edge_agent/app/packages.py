@@ -353,6 +353,7 @@ def _model_fields(
         "task": model.task.kind,
         "variant": variant.name,
         "digest": variant.digest,
+        "on_trial": bool(model.trial),
         "why": f"{bytes_text(variant.size_bytes)}, chosen of {len(model.variants)}",
         "choice": choice,
         "variants": [
@@ -387,6 +388,8 @@ def models_text(listed: list[dict[str, Any]], why: bool) -> str:
         lines.append(
             f"{model['name']}  version {model['version']}  {model['task']}  {model['variant']}  {model['why']}"
         )
+        if model.get("on_trial"):
+            lines.append("  on trial: the version before answers; `edge-agent promote` and `rollback` end it")
         if why and model["choice"]:
             lines.append(f"  because: {model['choice']}")
         lines += _energy_lines(model.get("variants", [])) if why else []

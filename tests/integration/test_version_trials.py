@@ -132,7 +132,9 @@ def test_a_person_ends_a_trial(tmp_path: Path) -> None:
                     await asyncio.to_thread(agent.install, second, "{}")
                     await table.event("trial-started")
                     assert table.bodies("models")[-1]["models"][0]["version"] == 1
+                    assert "on trial: the version before answers" in cli("models", "--config", agent.config).stdout
                     assert cli("promote", "echo", "--config", agent.config).returncode == 0
+                    assert "on trial" not in cli("models", "--config", agent.config).stdout
                     await until(lambda: trials(table)[-1:] and trials(table)[-1]["state"] == "promoted", WAIT_S)
                     assert "ended on the device" in trials(table)[-1]["reason"]
                     await until(lambda: table.bodies("models")[-1]["models"][0]["version"] == 2, WAIT_S)
