@@ -289,6 +289,10 @@ def _result_text(result: dict[str, Any]) -> str:
     if "embedding" in result:
         start = ", ".join(f"{value:.3f}" for value in result["embedding"][:4])
         return f"embedding of {len(result['embedding'])}: [{start}, ...]"
+    if "spans" in result:
+        found = [f"{one['label']}={one['text']!r} ({one['start']}-{one['end']}, {one['score']:.2f})"
+                 for one in result["spans"]]  # fmt: skip
+        return ", ".join(found or ["no spans"]) + (" (text was cut)" if result["truncated"] else "")
     others = ", ".join(f"{entry['label']} {entry['score']:.2f}" for entry in result["labels"][1:])
     best = result["labels"][0]["label"]
     # Below the threshold the label is the out-of-scope one, where the task names one; the best class is said as well.

@@ -80,7 +80,8 @@ class Limits(NamedTuple):
 class Done(NamedTuple):
     """A finished job. `outputs` maps a name to an array whose first axis is the job's rows.
 
-    Encoders give 'features' [rows, hidden] and, where a head applies, 'logits' [rows, labels].
+    Encoders give 'features' [rows, hidden] and, where a head applies, 'logits' [rows, labels], or a list with
+    [its tokens, classes] of each row.
     `compute_s` is the step's duration, `batch_rows` the rows that shared it. A generator's 'features' are the logits
     of the next token (`feature_ids`); what it generated came in chunks, and `outputs` are the figures of `Generated`.
     """

@@ -174,8 +174,9 @@ class EncoderGraph(abc.ABC):
 
     @abc.abstractmethod
     def compute(self, rows: Sequence[Sequence[int]], adapters: Sequence[str | None]) -> dict[str, Any]:
-        """Arrays by name whose first axis are the rows, in their order: 'features', perhaps 'logits'. Row i uses
-        `adapters[i]`, None for the base alone. Raises BackendError where the runtime cannot."""
+        """Arrays by name whose first axis are the rows, in their order: 'features', perhaps 'logits', which may have
+        tokens as a second axis. Row i uses `adapters[i]`, None for the base alone. Raises BackendError where the
+        runtime cannot."""
 
     @abc.abstractmethod
     def use_threads(self, threads: int) -> None:
@@ -386,8 +387,6 @@ class EncoderSession(Session):
         self._graph.close()
 
     def _events(self, pieces: Sequence[Piece], outputs: Mapping[str, Any], compute_s: float) -> list[Event]:
-        import numpy
-
         events: list[Event] = []
         total = sum(len(piece.rows) for piece in pieces)
         first = 0
@@ -395,8 +394,10 @@ class EncoderSession(Session):
             rows = slice(first, first + len(piece.rows))
             first = rows.stop
             found = self._of_job(piece.job, {name: value[rows] for name, value in outputs.items()})
+            if "logits" in found and found["logits"].ndim == 3:
+                found["logits"] = _of_tokens(found["logits"], piece.rows)
             done = Done(piece.job.job_id, found, compute_s, total)
-            if not all(numpy.isfinite(value).all() for value in found.values()):
+            if not all(_finite(value) for value in found.values()):
                 self.cancel(piece.job.job_id)
                 events.append(Failed(piece.job.job_id, "the model gave values that are not finite"))
             elif not piece.last:
@@ -414,6 +415,18 @@ class EncoderSession(Session):
         return outputs
 
 
+def _finite(value: Any) -> bool:
+    """Whether all numbers of an array, or of a list of arrays, are finite."""
+    import numpy
+
+    return all(map(_finite, value)) if isinstance(value, list) else bool(numpy.isfinite(value).all())
+
+
+def _of_tokens(logits: Any, rows: Sequence[Sequence[int]]) -> list[Any]:
+    """Logits of the tokens of each row [its tokens, classes]: those of padding depend on the other rows."""
+    return [logits[place, : len(row)] for place, row in enumerate(rows)]
+
+
 def _joined(parts: Sequence[Done]) -> Done:
     """One Done from the pieces of a job."""
     if len(parts) == 1:
@@ -421,6 +434,10 @@ def _joined(parts: Sequence[Done]) -> Done:
     import numpy
 
     names = parts[0].outputs
-    outputs = {name: numpy.concatenate([part.outputs[name] for part in parts]) for name in names}
+    outputs = {
+        name: [row for part in parts for row in part.outputs[name]] if isinstance(parts[0].outputs[name], list)
+        else numpy.concatenate([part.outputs[name] for part in parts])
+        for name in names
+    }  # fmt: skip
     compute_s, rows = sum(part.compute_s for part in parts), max(part.batch_rows for part in parts)
     return Done(parts[0].job_id, outputs, compute_s, rows)

@@ -1,8 +1,8 @@
 """ONNX Runtime on the CPU: encoders with or without an adapter bank, mixed-adapter batches, no copies per run.
 
 A graph comes from `edge-forge export`: inputs input_ids and attention_mask [batch, seq], perhaps the bank's inputs
-(metadata `edge.bank`), outputs `features` [batch, hidden] and perhaps `logits` [batch, labels].
-ONNX Runtime's telemetry is switched off before it is imported.
+(metadata `edge.bank`), outputs `features` [batch, hidden] and perhaps `logits` [batch, labels], without a bank also
+[batch, seq, classes]. ONNX Runtime's telemetry is switched off before it is imported.
 """
 
 from __future__ import annotations
@@ -93,6 +93,7 @@ class OnnxGraph(EncoderGraph):
         self.adapters, self.base_id, self.table_rows = self._bank, found.base_id, found.table_rows
         self._outputs = [output.name for output in self._session.get_outputs()]
         self._widths = {output.name: self._width(output) for output in self._session.get_outputs()}
+        self._of_tokens = {output.name for output in self._session.get_outputs() if len(output.shape) == 3}
         self._warm_up()
         self._weights_bytes, self._arena_bytes = max(0, loaded - before), max(0, resident_bytes() - loaded)
 
@@ -152,6 +153,8 @@ class OnnxGraph(EncoderGraph):
     def _width(self, output: Any) -> int:
         """Values of an output per row; 0 for those of the adapters' heads. Raises BackendError for another form."""
         shape = output.shape
+        if output.type == "tensor(float)" and len(shape) == 3 and output.name == "logits" and self._bank is None:
+            shape = shape[1:]  # of every token
         if output.type == "tensor(float)" and len(shape) == 2:
             if output.name == "logits" and self._bank is not None:
                 return 0
@@ -198,7 +201,8 @@ class OnnxGraph(EncoderGraph):
         for name in self._outputs:
             # The labels' axis of a banked graph is free: logits are as wide as the heads that are bound.
             width = given["head.bias"].shape[1] if name == "logits" and "head.bias" in given else self._widths[name]
-            value = outputs[name] = numpy.empty((len(given[INPUTS[0]]), width), numpy.float32)
+            rows = given[INPUTS[0]].shape if name in self._of_tokens else (len(given[INPUTS[0]]),)
+            value = outputs[name] = numpy.empty((*rows, width), numpy.float32)
             binding.bind_output(name, "cpu", 0, numpy.float32, value.shape, value.ctypes.data)
         try:
             self._session.run_with_iobinding(binding)

@@ -95,6 +95,8 @@ NAME_CHARACTERS = 64
 # Classes of a classifier. Banking77 has 77, CLINC150 151, the largest topic taxonomies in use some hundreds. A class
 # costs a column of the head: hidden width x 4 bytes for each resident adapter and each position of the bank.
 LABELS = 1024
+# Labels of spans: a word has two classes for each, and its classes are compared word by word.
+SLOT_LABELS = 64
 # A label may be a sentence. 1,024 labels of 256 characters of three bytes are 768 KiB of a manifest.
 LABEL_CHARACTERS = 256
 # A golden probe; longer texts are left to requests.

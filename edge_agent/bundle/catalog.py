@@ -20,7 +20,7 @@ same rows (a fraction; negative: a gain is possible)."""
 class TaskSpec:
     """What a model or an adapter answers.
 
-    `kind` is 'classify', 'embed' or 'generate'. `labels` are the classifier's, in logit order.
+    `kind` is 'classify', 'slots', 'embed' or 'generate'. `labels` are a classifier's in logit order, or of spans.
     Below `threshold` the best label is reported as `out_of_scope`. `max_tokens` bounds a text; more is cut and said.
     For a generator it is the context of one sequence, prompt and answer together; a longer prompt is refused.
     `prompt` is put before every text of an encoder that was trained with one. `pairs`: it takes two texts at once.

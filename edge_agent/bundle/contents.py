@@ -217,8 +217,12 @@ def _adapter(found: Descriptor, manifest: Manifest, files: dict[str, Descriptor]
 
 
 def _check_task(task: forms.TaskDoc, where: str) -> None:
-    if (task.kind == "classify") != bool(task.labels):
-        raise PackageError("labels belong to a classifier, and to nothing else", where)
+    if (task.kind in ("classify", "slots")) != bool(task.labels):
+        raise PackageError("labels belong to a classifier or to slots, and to nothing else", where)
+    if task.kind == "slots" and len(task.labels) > limits.SLOT_LABELS:
+        raise PackageError(f"slots have {len(task.labels)} labels, at most {limits.SLOT_LABELS} are possible", where)
+    if task.kind == "slots" and (task.threshold or task.out_of_scope is not None):
+        raise PackageError("threshold and out_of_scope belong to a classifier", where)
     if len(set(task.labels)) != len(task.labels):
         raise PackageError("a label stands twice", where)
     if task.kind != "generate" and task.max_tokens > limits.TASK_TOKENS:

@@ -128,7 +128,7 @@ class VariantInfo(Document, frozen=True, kw_only=True):
 class TaskDoc(Document, frozen=True, kw_only=True):
     """A task as JSON; see `catalog.TaskSpec`."""
 
-    kind: Literal["classify", "embed", "generate"]
+    kind: Literal["classify", "slots", "embed", "generate"]
     labels: Annotated[tuple[Label, ...], Meta(max_length=limits.LABELS)] = ()
     max_tokens: Annotated[int, Meta(ge=1, le=limits.CONTEXT_TOKENS)] = 128
     threshold: Share = 0.0

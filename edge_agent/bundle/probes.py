@@ -53,7 +53,8 @@ Tolerance = Annotated[float, Meta(gt=0.0, le=10.0)]
 class Expected(Document, frozen=True, kw_only=True):
     """The outputs of one variant on the host, one row per text, and the tolerated differences on a device.
 
-    `features_tolerance` is a relative L2 distance, `logits_tolerance` an absolute difference. For an adapter
+    `features_tolerance` is a relative L2 distance, `logits_tolerance` an absolute difference. `classes`: the logits are
+    those of every token one after another, so many of each (slots); None: of the text. For an adapter
     `min_effect` is the least mean relative distance from the base's features: 0 for one that is its head alone.
     """
 
@@ -61,6 +62,7 @@ class Expected(Document, frozen=True, kw_only=True):
     features_tolerance: Tolerance
     logits: Rows | None = None
     logits_tolerance: Tolerance | None = None
+    classes: Annotated[int, Meta(ge=2, le=2 * limits.SLOT_LABELS + 1)] | None = None
     min_effect: Annotated[float, Meta(ge=0.0, le=100.0)] | None = None
 
 
@@ -140,7 +142,7 @@ def judge(file: ProbeFile, variant: str, measured: ProbeOutputs, base: ProbeOutp
         return verdict
     generator = traits(variant.partition("/")[0]).context_sized
     most = max(COMPANY_FEATURES, expected.features_tolerance) if generator else COMPANY_FEATURES
-    return _in_company(file, measured, verdict, most)
+    return _in_company(file, measured, verdict, most, expected.classes)
 
 
 def company(adapter: str | None, attached: Iterable[str | None]) -> list[tuple[str | None, tuple[str, ...]]]:
@@ -186,7 +188,7 @@ def _distances(file: ProbeFile, expected: Expected, measured: ProbeOutputs, effe
     return Verdict(None, f"{len(file.texts)} golden probes hold", worst_features, worst_logits, effect)
 
 
-def _in_company(file: ProbeFile, measured: ProbeOutputs, alone: Verdict, most: float) -> Verdict:
+def _in_company(file: ProbeFile, measured: ProbeOutputs, alone: Verdict, most: float, classes: int | None) -> Verdict:
     """The verdict on texts that hold alone: whether each gives the same in company, features within `most`."""
     if measured.company is None:
         return alone
@@ -197,7 +199,7 @@ def _in_company(file: ProbeFile, measured: ProbeOutputs, alone: Verdict, most: f
             return _depends(number, text, f"its features differ by {off:.3g}, {most:g} is", alone)
         if measured.logits is None or shared.logits is None:
             continue
-        off = _largest(_scores(shared.logits[number]), _scores(measured.logits[number]))
+        off = _largest(*(_scores(one[number], classes) for one in (shared.logits, measured.logits)))
         if off > COMPANY_SCORES:
             return _depends(number, text, f"its scores differ by {off:.3g}, {COMPANY_SCORES:g} is", alone)
     return replace(alone, reason=f"{alone.reason}, alone and in company")
@@ -208,11 +210,17 @@ def _depends(number: int, text: Text, what: str, alone: Verdict) -> Verdict:
     return replace(alone, code=COMPANY, reason=reason)
 
 
-def _scores(logits: Sequence[float]) -> list[float]:
-    """Probabilities by softmax; those of logits that are not finite are not finite either."""
+def _scores(logits: Sequence[float], classes: int | None = None) -> list[float]:
+    """Probabilities by softmax, of every `classes` logits apart; those of logits that are not finite are not finite
+    either."""
+    width = classes or len(logits)
+    if len(logits) > width:
+        parts = (logits[start : start + width] for start in range(0, len(logits), width))
+        return [value for part in parts for value in _scores(part)]
     top = max(logits)
     powers = [math.exp(value - top) for value in logits]
-    return [value / sum(powers) for value in powers]
+    total = sum(powers)
+    return [value / total for value in powers]
 
 
 def _off(number: int, text: Text, what: str, off: float, tolerance: float) -> str:
@@ -256,6 +264,8 @@ def problem_of(file: ProbeFile, adapter: bool) -> str | None:
             return f"the rows of {variant} are not as many as the texts"
         if (expected.logits is None) != (expected.logits_tolerance is None):
             return f"{variant} has logits without a tolerance, or a tolerance without logits"
+        if expected.classes is not None and any(len(row) % expected.classes for row in expected.logits or ()):
+            return f"the logits of {variant} are not {expected.classes} of every token"
         if adapter != (expected.min_effect is not None):
             return f"{variant} must state min_effect exactly when it is an adapter's"
     return None

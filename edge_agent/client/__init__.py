@@ -11,7 +11,17 @@ be used by many threads (`Client`) or tasks (`AsyncClient`) at once; it has one 
 
 from edge_agent.base.causes import Cause
 from edge_agent.base.errors import BrokerError, EdgeError, RequestError, UsageError
-from edge_agent.client.answers import Answer, Classification, Embedding, Generation, RawPrompt, StreamPart, TextPair
+from edge_agent.client.answers import (
+    Answer,
+    Classification,
+    Embedding,
+    Generation,
+    RawPrompt,
+    Slots,
+    SlotSpan,
+    StreamPart,
+    TextPair,
+)
 from edge_agent.client.async_client import AsyncClient
 from edge_agent.client.refusals import (
     DeadlineMissed,
@@ -44,6 +54,8 @@ __all__ = [
     "RawPrompt",
     "RequestCancelled",
     "RequestError",
+    "SlotSpan",
+    "Slots",
     "StreamPart",
     "TextPair",
     "TlsOptions",

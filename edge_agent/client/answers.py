@@ -1,4 +1,4 @@
-"""Answers as typed values: what a classifier, an embedder and a generator give, and where the time went."""
+"""Answers as typed values: what models of each task give, and where the time went."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edge_agent.base.errors import UsageError
 from edge_agent.client.refusals import DeviceUnavailable
 from edge_agent.protocol.messages import Energy, Reply, StreamChunk, Timing, TokenLogprob, Usage
 
-F = TypeVar("F", bound="Classification | Embedding | Generation")
+F = TypeVar("F", bound="Classification | Slots | Embedding | Generation")
 
 
 class RawPrompt(str):
@@ -48,6 +48,25 @@ class Classification(Struct, frozen=True, kw_only=True):
     truncated: bool
 
 
+class SlotSpan(Struct, frozen=True, kw_only=True):
+    """A part of a text: characters (code points) `start` to `end` of it, which read `text`. `score` is the mean
+    probability of its words' classes."""
+
+    label: str
+    start: int
+    end: int
+    text: str
+    score: float
+
+
+class Slots(Struct, frozen=True, kw_only=True):
+    """The labelled spans of one text, in their order. Of a text that was `truncated` the end was not read."""
+
+    spans: list[SlotSpan]
+    tokens: int
+    truncated: bool
+
+
 class Embedding(Struct, frozen=True, kw_only=True):
     """A text as a vector of length 1: the dot product of two is their cosine similarity."""
 
@@ -71,7 +90,7 @@ class Answer:
     """An answer with status 200. `reply` is the message as it came (docs/mqtt.md); the rest reads it.
 
     The properties of a single result (`label`, `text`, ...) raise UsageError where the model gives another kind, or
-    where several texts were asked at once: then use `classifications` or `embeddings`.
+    where several texts were asked at once: then use `classifications`, `slots` or `embeddings`.
     """
 
     reply: Reply
@@ -105,6 +124,16 @@ class Answer:
     def generation(self) -> Generation:
         """What a generator wrote, with how it ended."""
         return self._single(Generation)
+
+    @property
+    def spans(self) -> list[SlotSpan]:
+        """The labelled spans of the one text."""
+        return self._single(Slots).spans
+
+    @property
+    def slots(self) -> list[Slots]:
+        """The labelled spans of each text, in their order."""
+        return [self._as(Slots, one) for one in self._results()]
 
     @property
     def classifications(self) -> list[Classification]:
@@ -156,7 +185,12 @@ class Answer:
             raise UsageError(what, "answer") from error
 
 
-KINDS: dict[str, type[Struct]] = {"label": Classification, "embedding": Embedding, "finish_reason": Generation}
+KINDS: dict[str, type[Struct]] = {
+    "label": Classification,
+    "spans": Slots,
+    "embedding": Embedding,
+    "finish_reason": Generation,
+}
 """The kind of a result by a field that no other kind has."""
 
 

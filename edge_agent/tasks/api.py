@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edge_agent.backends.api import Chunk
 from edge_agent.base.causes import Cause
@@ -20,12 +20,16 @@ from edge_agent.base.errors import RequestError, brief
 from edge_agent.base.texts import Text, parts_of
 from edge_agent.tasks.tokens import Wording, wording
 
+if TYPE_CHECKING:
+    from edge_agent.base.words import TextWord
+
 
 class Prepared(NamedTuple):
     """Token ids per text (`rows`), the number of tokens before truncation, and whether the text was cut.
 
     `settings` are the parameters that the session needs; an encoder's needs none. `wording` says per text how the
-    tokenizer split it, for statistics about changed input; a generator's is empty.
+    tokenizer split it, for statistics about changed input; a generator's is empty. `words`: (text, its words) per text,
+    where the task labels words.
     """
 
     rows: list[list[int]]
@@ -33,6 +37,7 @@ class Prepared(NamedTuple):
     truncated: list[bool]
     settings: Mapping[str, Any]
     wording: Sequence[Wording] = ()
+    words: Sequence[tuple[str, Sequence[TextWord]]] = ()
 
 
 class Reader(abc.ABC):
@@ -57,7 +62,7 @@ class Reader(abc.ABC):
 
 
 class Task(abc.ABC):
-    """One task: classify, embed or generate."""
+    """One task: classify, slots, embed or generate."""
 
     def __init__(self, tokenizer: Any, pairs: bool = False) -> None:
         self._tokenizer = tokenizer

@@ -25,4 +25,8 @@ def build(task: TaskFields, tokenizer_path: str | None, vocabulary: Vocabulary |
         return Classify(tokenizer, task)
     if task.kind == "embed":
         return Embed(tokenizer)
-    raise BackendError(f"there is no task {task.kind!r}", "task", "there are: classify, embed, generate")
+    if task.kind == "slots":
+        from edge_agent.tasks.slots import SlotFilling
+
+        return SlotFilling(tokenizer, task)
+    raise BackendError(f"there is no task {task.kind!r}", "task", "there are: classify, slots, embed, generate")

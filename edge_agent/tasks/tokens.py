@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edge_agent.base.errors import BackendError, BackendMissing
 from edge_agent.base.texts import Text, parts_of, size_bytes
+
+if TYPE_CHECKING:
+    from edge_agent.base.words import TextWord
 
 UNIGRAM_UNKNOWN = "<unk>"
 _SAID_CHARACTERS = 200
@@ -77,6 +80,15 @@ class Tokenizer:
                 unknown = ids.count(self._unknown_id) + sum(part.ids.count(self._unknown_id) for part in rest)
             found.append(EncodedText(ids, tokens, cut > 0, max(0, tokens - self._added[False]), unknown))
         return found
+
+    def words(self, text: str) -> list[TextWord]:
+        """The words of a text whose first token is among those that `encode` gives. Raises BackendError."""
+        from edge_agent.base.words import words_of  # imported here: other tasks do without it
+
+        with _by_the_library("the tokenizer cannot split the text"):
+            self._library.no_truncation()
+            found = self._library.encode(self._prompt + text)
+        return words_of(text, found, self._max_tokens, len(self._prompt))
 
     def _encode_pair(self, text: str, pair: str) -> EncodedText:
         """A pair is split whole first: what the library gives of a cut pair holds its rest in several combinations,

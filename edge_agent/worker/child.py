@@ -503,8 +503,8 @@ def _measured(runs: Sequence[Mapping[str, Done]], jobs: Sequence[SessionJob]) ->
 
 
 def _rows(values: Any) -> list[list[float]]:
-    """An array [texts, width] as lists of floats."""
-    return [[float(value) for value in row] for row in values]
+    """An array [texts, width] as lists of floats; of logits of every token, a text's one after another."""
+    return [[float(value) for value in (row.ravel() if hasattr(row, "ravel") else row)] for row in values]
 
 
 def _ms(started_s: float) -> float:

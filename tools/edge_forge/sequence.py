@@ -73,6 +73,12 @@ def _of(opened: Opened) -> ClassifierTraining:
         raise UsageError(
             "a sequence is of classifiers", "sequence", "see --pairs and --text of diagnose for generators"
         )
+    if training.recipe.slots:
+        raise UsageError(
+            f"{training.recipe.name}: a sequence asks what is left of classes of texts, and these are slots",
+            "sequence",
+            "name recipes of classifiers",
+        )  # fmt: skip
     return training
 
 

@@ -12,8 +12,9 @@ from edge_forge.evaluate import predict as prediction
 from edge_forge.export import litert_converter
 from edge_forge.plan import step_runner
 from edge_forge.plan.cache import Cache
+from edge_forge.plan.classifier_code import CODE
 from edge_forge.plan.classifier_plan import calibration
-from edge_forge.plan.classifier_training import CODE, ClassifierTraining
+from edge_forge.plan.classifier_training import ClassifierTraining
 from edge_forge.plan.step_runner import StepRunner, runtime_versions
 from edge_forge.progress import Progress
 from edge_forge.recipe import classifier_recipe as recipe

@@ -3,12 +3,13 @@
 import pytest
 
 from edge_forge.kinds import registry
-from edge_forge.plan import classifier_training, generator_training
+from edge_forge.plan import classifier_code, generator_training
 from edge_forge.plan.step_runner import _WITHOUT_EFFECT, _WITHOUT_EFFECT_BELOW, _closure, _path, code_version
 from edge_forge.recipe.scaffold import _TEMPLATES
 
 CODES = {
-    "classify": classifier_training.CODE, "generate": generator_training.CODE, "prefer": generator_training.CODE,
+    "classify": classifier_code.CODE, "slots": classifier_code.CODE,
+    "generate": generator_training.CODE, "prefer": generator_training.CODE,
 }  # fmt: skip
 
 
@@ -18,6 +19,7 @@ CODES = {
         ({"task": {"kind": "generate"}}, "generate"),
         ({"task": {"kind": "prefer"}}, "prefer"),
         ({"task": {"kind": "classify"}}, "classify"),
+        ({"task": {"kind": "slots"}}, "slots"),
         ({"task": {}}, "classify"),
         ({}, "classify"),
         ({"task": {"kind": "dream"}}, "classify"),

@@ -59,7 +59,7 @@ def test_texts_and_pairs_keep_their_order_in_one_call(tokenizer_path):
 
 @pytest.mark.parametrize("text", ["a [SEP] b", ("a [SEP] b", "c"), ("c", "a [SEP] b")])
 def test_a_text_cannot_write_the_separator(tokenizer_path, text):
-    ((row,), _, _, _, _) = build(SINGLE if isinstance(text, str) else PAIRS, tokenizer_path).prepare([text], {})
+    (row,) = build(SINGLE if isinstance(text, str) else PAIRS, tokenizer_path).prepare([text], {}).rows
     assert row.count(3) == (1 if isinstance(text, str) else 2)
     assert row.count(1) >= 1, "the marks and letters of [SEP] are words that this vocabulary does not have"
 

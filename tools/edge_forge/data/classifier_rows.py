@@ -93,8 +93,8 @@ def load(section: ClassifierDataSection, task: ClassifierTaskSection, recipe_dir
         found = files(section, recipe_dir)
         located = {split: list(_located(path, section, tables)) for split, path in found.items()}
         names = {split: str(found.get(split, f"the {split} rows of {found['train']}")) for split in SPLITS}
-    places = _places(located)
-    _check_look_alikes(places, task.out_of_scope)
+    places = places_of(located)
+    check_look_alikes(places, task.out_of_scope)
     splits = {split: tuple(row for row, _ in rows) for split, rows in located.items()}
     labels = _labels(splits["train"], task, names["train"], places)
     for split in SPLITS[1:]:
@@ -110,7 +110,7 @@ def load(section: ClassifierDataSection, task: ClassifierTaskSection, recipe_dir
     train, validation, test = (splits.get(split, ()) for split in SPLITS)
     statistics = _statistics({"train": train, "validation": validation, "test": test}, labels, task.out_of_scope)
     said = [table.warning for table in tables if table.warning]
-    warnings = [*said, *cut, *_warnings(statistics, names), *_contradictions(places)]
+    warnings = [*said, *cut, *warnings_of(statistics, names), *contradictions(places)]
     return ClassifierData(
         labels,
         train,
@@ -126,7 +126,8 @@ Places = Mapping[Row, str]
 """Where each row stands first: 'data/train.tsv:7'."""
 
 
-def _places(located: Mapping[str, Sequence[tuple[Row, str]]]) -> Places:
+def places_of(located: Mapping[str, Sequence[tuple[Row, str]]]) -> Places:
+    """Where each row stands first."""
     places: dict[Row, str] = {}
     for rows in located.values():
         for row, where in rows:
@@ -134,7 +135,7 @@ def _places(located: Mapping[str, Sequence[tuple[Row, str]]]) -> Places:
     return places
 
 
-def _check_look_alikes(places: Places, out_of_scope: str | None) -> None:
+def check_look_alikes(places: Places, out_of_scope: str | None) -> None:
     """Refuse labels that differ only by case, or by characters that Unicode calls compatible (a ligature, full width).
 
     They are either one class by mistake, or two that no person could tell apart; the author has to say which.
@@ -167,7 +168,7 @@ def _short(where: str) -> str:
     return where.rpartition("/")[2]
 
 
-def _contradictions(places: Places) -> Iterator[str]:
+def contradictions(places: Places) -> Iterator[str]:
     """A sentence on texts that stand with two labels, with the lines of the first few."""
     meanings: dict[str, dict[str, str]] = defaultdict(dict)
     for row, where in places.items():
@@ -486,7 +487,8 @@ def _statistics(splits: Mapping[str, Sequence[Row]], labels: Sequence[str], out_
     }
 
 
-def _warnings(statistics: Mapping[str, Any], places: Mapping[str, str]) -> Iterator[str]:
+def warnings_of(statistics: Mapping[str, Any], places: Mapping[str, str]) -> Iterator[str]:
+    """Sentences on what makes figures look better than they are, or cannot be measured."""
     for pair, count in statistics["shared"].items():
         one, other = pair.split("/")
         yield f"{count} text(s) of {places[other]} are also in {one}: figures on {other} look better than they are"
@@ -501,3 +503,21 @@ def _warnings(statistics: Mapping[str, Any], places: Mapping[str, str]) -> Itera
         yield f"the largest class has {statistics['imbalance']:g} times the training rows of the smallest"
     if not statistics["rows"]["test"]:
         yield "there is no test split: figures are those of the validation split, on which training also stopped"
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write checked rows as JSONL with the keys text, perhaps text_pair, and label."""
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            text, *pair = parts_of(row.text)
+            second = {"text_pair": pair[0]} if pair else {}
+            file.write(json.dumps({"text": text, **second, "label": row.label}, ensure_ascii=False) + "\n")
+
+
+def read_rows(path: Path) -> Sequence[Row]:
+    """The rows that `write_rows` wrote."""
+    with path.open(encoding="utf-8") as file:
+        return [
+            Row((found["text"], found["text_pair"]) if "text_pair" in found else found["text"], found["label"])
+            for found in map(json.loads, file)
+        ]

@@ -49,10 +49,12 @@ class OnnxSubject:
 
 
 class ModelOutputs(NamedTuple):
-    """features [texts, hidden]; logits [texts, labels], or None where no classifier applies."""
+    """features [texts, hidden]; logits [texts, labels], or None where no classifier applies; `of_tokens`: logits [its
+    tokens, classes] of each text, of a model of slots."""
 
     features: NDArray[np.float32]
     logits: NDArray[np.float32] | None
+    of_tokens: list[NDArray[np.float32]] | None = None
 
 
 class Latency(NamedTuple):
@@ -79,8 +81,10 @@ def outputs(subject: OnnxSubject, texts: Sequence[Text]) -> ModelOutputs:
     with _session(subject) as session:
         done = _run(session, subject, [rows[row] for row in order])
     back = np.argsort(np.asarray(order))
-    found = {name: np.asarray(value, np.float32)[back] for name, value in done.outputs.items()}
-    return ModelOutputs(found["features"], found.get("logits"))
+    features, logits = np.asarray(done.outputs["features"], np.float32)[back], done.outputs.get("logits")
+    if isinstance(logits, list):
+        return ModelOutputs(features, None, [np.asarray(logits[place], np.float32) for place in back])
+    return ModelOutputs(features, None if logits is None else np.asarray(logits, np.float32)[back])
 
 
 def token_counts(tokenizer: Path, texts: Sequence[Text], prompt: str = "") -> list[int]:
@@ -110,8 +114,10 @@ def golden(subject: OnnxSubject, texts: Sequence[Text]) -> ModelOutputs:
     tokenizer = tokens.open_tokenizer(str(subject.tokenizer), subject.max_tokens, subject.prompt)
     with _session(subject) as session:
         done = [_run(session, subject, [encoded.ids]).outputs for encoded in tokenizer.encode(texts)]
-    logits = np.concatenate([one["logits"] for one in done]) if "logits" in done[0] else None
-    return ModelOutputs(np.concatenate([one["features"] for one in done]), logits)
+    features = np.concatenate([one["features"] for one in done])
+    if isinstance(done[0].get("logits"), list):
+        return ModelOutputs(features, None, [one["logits"][0] for one in done])
+    return ModelOutputs(features, np.concatenate([one["logits"] for one in done]) if "logits" in done[0] else None)
 
 
 def latency(subject: OnnxSubject, texts: Sequence[Text], runs: int = 50) -> Latency:

@@ -36,6 +36,25 @@ def predict_with_features(
     return logits_of(encoder, base_dir, (weight, bias), rows, max_tokens)
 
 
+def predict_tokens(
+    base_dir: Path, trained_dir: Path, rows: Sequence[Text], *, max_tokens: int = 128
+) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
+    """(features [rows, width], logits [its tokens, classes] of each row) of what labels words."""
+    encoder, weight, bias = open_trained(base_dir, trained_dir, merged=False)
+    tokens, _ = encode(base_dir, rows, max_tokens)
+    features = np.zeros((len(rows), encoder.width), dtype=np.float32)
+    found: list[NDArray[np.float32]] = [np.zeros((0, 0), dtype=np.float32)] * len(rows)
+    with torch.inference_mode():
+        for batch in by_length(np.asarray([len(ids) for ids in tokens], dtype=np.int64), _TOKENS_PER_BATCH):
+            ids, mask = padded([tokens[row] for row in batch])
+            states = encoder.model(input_ids=ids, attention_mask=mask).last_hidden_state
+            features[batch] = encoder.pooling(states, mask).numpy()
+            logits = (states @ weight + bias).numpy()
+            for place, row in enumerate(batch):
+                found[int(row)] = logits[place, : len(tokens[row])]
+    return features, found
+
+
 def logits_of(
     encoder: Encoder, base_dir: Path, head: tuple[torch.Tensor, torch.Tensor], rows: Sequence[Text], max_tokens: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

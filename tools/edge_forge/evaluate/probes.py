@@ -41,10 +41,12 @@ _DIGITS = 7
 
 
 class VariantOutputs(NamedTuple):
-    """Outputs of a variant: features [texts][hidden] and, with a head, logits [texts][labels]."""
+    """Outputs of a variant: features [texts][hidden] and, with a head, logits [texts][labels]; of slots those of every
+    token one after another, `classes` of each."""
 
     features: Sequence[Sequence[float]]
     logits: Sequence[Sequence[float]] | None = None
+    classes: int | None = None
 
 
 def choose_texts(rows: Sequence[Row], labels: Sequence[str], count: int) -> tuple[Text, ...]:
@@ -84,6 +86,8 @@ def document(
         if found.logits is not None and reference.logits is not None:
             entry["logits"] = _rounded(found.logits)
             entry["logits_tolerance"] = _up(max(logits_floor, _worst(found.logits, reference.logits, largest)))
+        if found.classes is not None:
+            entry["classes"] = found.classes
         if bare is not None:
             effect = sum(map(distance, found.features, bare[name].features)) / len(texts)
             entry["min_effect"] = float(f"{effect * _EFFECT_SHARE:.3g}")

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 DEFAULT = "classify"
 KINDS: Mapping[str, str] = {
     DEFAULT: "edge_forge.kinds.classifier",
+    "slots": "edge_forge.kinds.slots",
     "generate": "edge_forge.kinds.generator",
     "prefer": "edge_forge.kinds.preference",
 }

@@ -10,10 +10,15 @@ from torch.nn import functional
 
 from edge_forge.models.encoder import Encoder
 
+IGNORED = -100
+"""The label of a token that begins no word; transformers' Trainer pads with it, too."""
+
 
 class SequenceClassifier(nn.Module):
     """logits [rows, labels] = pooling(encoder(x)) @ head.weight.T + head.bias, and the cross-entropy.
 
+    With `slots` there is no pooling: logits [rows, tokens, classes] of every token, and the loss of a row is the mean
+    over its words, which are the tokens whose label is not `IGNORED`.
     `class_weight` [labels] has mean 1 over the training rows, so micro-batches add up to the batch's loss.
     """
 
@@ -29,11 +34,13 @@ class SequenceClassifier(nn.Module):
         label_smoothing: float = 0.0,
         token_dropout: float = 0.0,
         consistency: float = 0.0,
+        slots: bool = False,
     ) -> None:
         super().__init__()
         self.encoder = encoder.model
         self.pooling = encoder.pooling
-        self.head = nn.Linear(encoder.width, labels)
+        self.slots = slots
+        self.head = nn.Linear(encoder.hidden if slots else encoder.width, labels)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         weight = torch.ones(labels) if class_weight is None else class_weight
@@ -43,8 +50,11 @@ class SequenceClassifier(nn.Module):
         self.consistency = consistency
 
     def features(self, attention_mask: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
-        """Features [rows, width] of `input_ids` or of kept states given as `inputs_embeds`."""
-        states = self.encoder(attention_mask=attention_mask, **inputs).last_hidden_state
+        """Features [rows, width] of `input_ids` or of kept states given as `inputs_embeds`; of slots the states
+        [rows, tokens, hidden]."""
+        states: torch.Tensor = self.encoder(attention_mask=attention_mask, **inputs).last_hidden_state
+        if self.slots:
+            return states
         features: torch.Tensor = self.pooling(states, attention_mask)
         return features
 
@@ -66,12 +76,23 @@ class SequenceClassifier(nn.Module):
         if labels is None:
             return {"logits": logits}
         targets = torch.cat([labels, labels]) if twice else labels
-        weight: torch.Tensor = self.class_weight  # type: ignore[assignment]
-        each = functional.cross_entropy(logits, targets, reduction="none", label_smoothing=self.label_smoothing)
-        loss = (each * weight[targets]).mean()
+        loss = self._losses(logits, targets).mean()
         if twice:
             loss = loss + self.consistency * _divergence(*logits.chunk(2))
         return {"loss": loss, "logits": logits}
+
+    def _losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The loss of each row, in nats."""
+        weight: torch.Tensor = self.class_weight  # type: ignore[assignment]
+        known = targets.clamp(min=0)
+        each = functional.cross_entropy(
+            logits.flatten(0, -2), known.flatten(), reduction="none", label_smoothing=self.label_smoothing
+        )
+        each = each.view(known.shape) * weight[known]
+        if not self.slots:
+            return each
+        words = (targets != IGNORED).to(each.dtype)
+        return (each * words).sum(dim=1) / words.sum(dim=1).clamp(min=1.0)
 
     def _thinned(self, mask: torch.Tensor) -> torch.Tensor:
         """The mask with a share of its tokens hidden; the first token always stays, so no row is empty."""

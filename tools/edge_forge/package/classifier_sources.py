@@ -61,10 +61,10 @@ class GraphVariant:
 
 
 def task_of(recipe: ClassifierRecipe, labels: Sequence[str], prompt: str = "") -> dict[str, Any]:
-    """The classifier's task for the device; `prompt` is the base's, put before every text."""
+    """The task for the device; `prompt` is the base's, put before every text."""
     task = recipe.task
     return {
-        "kind": "classify",
+        "kind": task.kind,
         "labels": list(labels),
         "max_tokens": task.max_tokens,
         "threshold": task.threshold,

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge_agent.base.texts import Text
 from edge_forge.evaluate import probes
@@ -20,6 +20,9 @@ from edge_forge.plan.cache import StepResult, file_digest, write_json
 from edge_forge.plan.onnx_exports import OnnxExports
 from edge_forge.plan.signing import PACKAGE, PackageSigner
 from edge_forge.plan.step_runner import runtime_versions
+
+if TYPE_CHECKING:
+    from edge_forge.evaluate.measure_onnx import ModelOutputs
 
 PROBES = "probes.json"
 
@@ -62,9 +65,7 @@ class ClassifierPackages:
     def adapter_package(self) -> StepResult:
         """The adapter alone; its subject is the base's package."""
         graphs = tuple(graph for graph in self.exports.judged[1] if graph.form == MULTI_ADAPTER)
-        texts = probes.choose_texts(
-            self.training.data.measured[1], self.training.data.labels, self.recipe.package.probes
-        )
+        texts = self.training.probe_texts(self.recipe.package.probes)
         file = self.training.trained.path("run/adapter.safetensors")
         # A device cuts a text at the adapter's own limit with it, at the base's without it; so do the probes.
         own, tokens = self.recipe.task.max_tokens, self.training.bank_tokens
@@ -94,9 +95,7 @@ class ClassifierPackages:
     def merged_package(self) -> StepResult:
         """Base and adapter in one graph, in the variants that pass the gates."""
         graphs = tuple(graph for graph in self.exports.judged[1] if graph.form == MERGED_FORM)
-        texts = probes.choose_texts(
-            self.training.data.measured[1], self.training.data.labels, self.recipe.package.probes
-        )
+        texts = self.training.probe_texts(self.recipe.package.probes)
         subjects = {graph.variant: self._subject(graph, None, self.recipe.task.max_tokens) for graph in graphs}
         golden = self._probes("merged", graphs, subjects, texts)
         weights = [
@@ -191,11 +190,9 @@ class ClassifierPackages:
             def run(found: Mapping[str, Any]) -> dict[str, probes.VariantOutputs]:
                 results = {name: computed(name, subject) for name, subject in found.items()}
                 labels = 0 if what == "base" else len(self.training.data.labels)
+                classes = len(self.training.classes) if self.recipe.slots and labels else None
                 return {
-                    name: probes.VariantOutputs(
-                        one.features.tolist(),
-                        None if one.logits is None or not labels else one.logits[:, :labels].tolist(),
-                    )
+                    name: probes.VariantOutputs(one.features.tolist(), _logits(one, labels), classes)
                     for name, one in results.items()
                 }
 
@@ -223,3 +220,13 @@ class ClassifierPackages:
         figures = [sources.numbers(graph) | sources.drift_reference(graph) for graph in graphs]
         packaged = self.signer.packaged_base if product == self.recipe.base.name else self.signer.packaged
         return packaged(product, counter, inputs, {**settings, "figures": figures, "card": card}, pack)
+
+
+def _logits(outputs: ModelOutputs, labels: int) -> list[list[float]] | None:
+    """A row for each text: the logits of its `labels`, of slots those of its tokens one after another; None for 0."""
+    if outputs.of_tokens is not None:
+        return [one.ravel().tolist() for one in outputs.of_tokens]
+    found: list[list[float]] | None = None
+    if outputs.logits is not None and labels:
+        found = outputs.logits[:, :labels].tolist()
+    return found

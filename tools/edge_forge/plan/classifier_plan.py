@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 from edge_forge.evaluate.classifier_metrics import ECE_BINS
 from edge_forge.package.classifier_sources import LITERT, MULTI_ADAPTER, RUNTIME, GraphVariant
 from edge_forge.plan.cache import Cache
+from edge_forge.plan.classifier_code import CODE
 from edge_forge.plan.classifier_packages import ClassifierPackages
-from edge_forge.plan.classifier_training import CODE, ClassifierTraining
+from edge_forge.plan.classifier_training import ClassifierTraining
 from edge_forge.plan.compression import teacher_recipe
 from edge_forge.plan.onnx_exports import OnnxExports, rows_of
 from edge_forge.plan.signing import PACKAGE, PackageSigner
@@ -73,7 +74,8 @@ class ClassifierPlan:
         base = training.base
         split, rows = training.data.measured
         scores = dict(training.evaluated.facts)
-        logits, gold = training.evaluated.path(f"{split}.npy"), [row.label for row in rows]
+        logits = training.evaluated.path(f"{split}.npy")
+        right, bins = self._answered(logits, [row.label for row in rows])
         outcome = training.outcome
         said = self.signer.require_learned(outcome) if ship else outcome.failed or outcome.weak
         return {
@@ -91,10 +93,10 @@ class ClassifierPlan:
             "split": split,
             "exam": {
                 "rows": training.data_step.digests(f"{split}.jsonl")[f"{split}.jsonl"],
-                "right": answers(logits, gold, training.data.labels),
+                "right": right,
             },
             "scores": scores,
-            "calibration": calibration(logits, gold, training.data.labels),
+            "calibration": bins,
             "scope": training.scope,
             "steps": self._timings(),
             **self._compressed(ship),
@@ -119,6 +121,17 @@ class ClassifierPlan:
         right = answers(logits, [row.label for row in rows], teacher.training.data.labels)
         scores = teacher.training.evaluated.facts[split]
         return {"compression": {**found, "right": right, "accuracy": scores["accuracy"]}}
+
+    def _answered(self, logits: Path, gold: list[str]) -> tuple[str, list[list[float]]]:
+        """`answers` and `calibration` of the measured rows; of slots by texts, and by words."""
+        training = self.training
+        if not self.recipe.slots:
+            return answers(logits, gold, training.data.labels), calibration(logits, gold, training.data.labels)
+        import numpy
+
+        words, names = training.words(training.data.measured[0]), training.classes
+        right = "".join("01"[one] for one in words.right(numpy.load(logits)))
+        return right, calibration(logits, [names[place] for path in words.paths for place in path], names)
 
     def _shipped(self) -> dict[str, Any]:
         """Variants, verdicts and packages."""

@@ -7,19 +7,18 @@ inputs, its settings and its outputs here. The modules that do the work are impo
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge_agent.base.errors import ConfigError, EdgeError
 from edge_agent.base.limits import PROBE_CHARACTERS
-from edge_agent.base.texts import parts_of
+from edge_agent.base.texts import Text
 from edge_forge.data import classifier_rows as data
-from edge_forge.data import knowledge_files
-from edge_forge.data.classifier_rows import SPLITS, ClassifierData, Row
+from edge_forge.data import knowledge_files, slot_rows
+from edge_forge.data.classifier_rows import SPLITS, ClassifierData
 from edge_forge.evaluate import probes
 from edge_forge.evaluate.forgetting import EncoderQuestions, LabelledTask, Questions, compared, encoder_scores
 from edge_forge.evaluate.training_outcome import TrainingOutcome, of_classifier, of_threshold
@@ -28,9 +27,10 @@ from edge_forge.models import bases
 from edge_forge.package import classifier_sources as sources
 from edge_forge.package import preflight
 from edge_forge.plan.cache import StepResult, file_digest
+from edge_forge.plan.classifier_code import CODE
 from edge_forge.plan.compression import Compression
 from edge_forge.plan.cost import TrainingWork, foretold, host_flops_per_s
-from edge_forge.plan.step_runner import Code, StepRunner, digest_of_data, plain, with_log
+from edge_forge.plan.step_runner import StepRunner, digest_of_data, plain, with_log
 from edge_forge.progress import Phases, size
 from edge_forge.recipe import classifier_recipe
 from edge_forge.recipe.classifier_recipe import ClassifierRecipe, CompressSection
@@ -38,59 +38,8 @@ from edge_forge.train import settings as presets
 from edge_forge.train.lint import lint
 from edge_forge.train.methods import ADAPTER, HEAD, METHODS
 
-_TORCH = ("torch", "transformers", "tokenizers")
-_QUESTIONS = ("numpy", "scipy", "scikit-learn")
-_RUNTIME = ("onnx", "onnxruntime", "numpy", "tokenizers")
-# Entry modules of a step and the distributions whose versions change its result.
-CODE: Code = {
-    "data": (("edge_forge.data.classifier_rows",), ()),
-    "tokens": (("edge_agent.tasks.tokens",), ("tokenizers",)),
-    "base": (("edge_forge.models.base_check",), (*_TORCH, "safetensors")),
-    "train": (("edge_forge.train.classifier_job",), (*_TORCH, "peft", "accelerate")),
-    "cut": (("edge_forge.models.smaller",), _TORCH),
-    "distill": (("edge_forge.train.distillation_job",), (*_TORCH, "peft", "accelerate")),
-    "evaluate": (("edge_forge.evaluate.predict", "edge_forge.evaluate.classifier_metrics"), _TORCH),
-    "trace-base": (("edge_forge.export.onnx.export_graphs",), (*_TORCH, *_RUNTIME, "onnxscript")),
-    "export-base": (("edge_forge.export.onnx.export_graphs",), (*_TORCH, *_RUNTIME, "onnxscript")),
-    "export-merged": (("edge_forge.export.onnx.export_graphs",), (*_TORCH, *_RUNTIME, "onnxscript")),
-    "quantize": (("edge_forge.export.onnx.quantize",), _RUNTIME),
-    "tensorrt-form": (("edge_forge.export.onnx.tensorrt_form",), _RUNTIME),
-    "litert-form": (
-        ("edge_forge.export.litert",),
-        (*_TORCH, *_RUNTIME, "litert-torch", "litert-converter", "ai-edge-litert", "ai-edge-quantizer", "jax"),
-    ),
-    "choose": (("edge_forge.export.onnx.quantize",), ()),
-    "measure": (
-        (
-            "edge_forge.evaluate.measure_onnx",
-            "edge_forge.evaluate.classifier_metrics",
-            "edge_agent.backends.onnx",
-            "edge_forge.export.onnx.scored",
-        ),
-        _RUNTIME,
-    ),
-    "latency": (
-        ("edge_forge.evaluate.measure_onnx", "edge_forge.evaluate.paired", "edge_agent.backends.onnx"),
-        (*_RUNTIME, "scipy"),
-    ),
-    "diagnose": (("edge_forge.evaluate.diagnosis",), (*_TORCH, *_QUESTIONS)),
-    "merge": (("edge_forge.train.merged_base",), _TORCH),
-    "remembered": (("edge_forge.evaluate.predict", "edge_forge.train.trained_encoder"), _TORCH),
-    "forgetting": (("edge_forge.evaluate.forgetting", "edge_forge.train.trained_encoder"), (*_TORCH, *_QUESTIONS)),
-    "paired": (("edge_forge.evaluate.paired",), ("numpy", "scipy")),
-    "probes": (
-        (
-            "edge_forge.evaluate.measure_onnx",
-            "edge_forge.evaluate.probes",
-            "edge_agent.backends.onnx",
-            "edge_forge.export.onnx.scored",
-        ),
-        _RUNTIME,
-    ),
-    "package": (("edge_forge.package.base_reuse", "edge_forge.package.classifier_sources"), ()),
-    "trial": (("edge_forge.package.package_trial", "edge_agent.app.packages", "edge_agent.worker.child"), _RUNTIME),
-    "sign": (("edge_forge.package.keys",), ()),
-}
+if TYPE_CHECKING:
+    from edge_forge.train.word_rows import WordRows
 
 # A head on so many texts is trained in the seconds that tracing the base takes.
 SMALL_ROWS = 4000
@@ -138,10 +87,11 @@ class ClassifierTraining:
         )
         section = recipe.quantize
         variants = len((*section.variants, *section.tensorrt, *section.litert))
-        shape = preflight.ProbeShape(int(self._at_hand.examined.facts["width"]), len(labels), variants)
+        logits = recipe.task.max_tokens * len(self.classes) if recipe.slots else len(labels)
+        shape = preflight.ProbeShape(int(self._at_hand.examined.facts["width"]), logits, variants)
         preflight.check_files(files, recipe.package.probes, shape)
-        split, measured = self.data.measured
-        if not probes.choose_texts(measured, labels, 1):
+        split = self.data.measured[0]
+        if not self.probe_texts(1):
             raise ConfigError(
                 f"every {split} text has more than {PROBE_CHARACTERS} characters, so none can be a golden probe",
                 f"data.{split}", "add a shorter one",
@@ -150,6 +100,46 @@ class ClassifierTraining:
         if self.compression is not None:
             self.compression.check_inputs()
         _ = self._method_said
+        if recipe.slots:
+            self.steps.progress.say("slots: a model of its own for ONNX Runtime, with what was trained merged into it")
+            self._warn_of_spans_beside_words()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What a logit stands for: the labels, of slots the classes of a word."""
+        labels = self.data.labels
+        if not self.recipe.slots:
+            return labels
+        from edge_forge.train.word_rows import class_names
+
+        return class_names(labels)
+
+    def probe_texts(self, count: int) -> tuple[Text, ...]:
+        """Texts of the measured rows for golden probes, the labels in turn."""
+        rows, labels = self.data.measured[1], self.data.labels
+        if self.recipe.slots:
+            rows, labels = tuple(slot_rows.each_span(rows)), (*labels, "")
+        return probes.choose_texts(rows, labels, count)
+
+    def words(self, split: str) -> WordRows:
+        """A split of slots by words, as a device splits its texts."""
+        from edge_forge.train.word_rows import WordRows
+
+        bounds = (self.recipe.task.max_tokens, self.prompt)
+        tokenizer = self.base.directory / "tokenizer.json"
+        return WordRows.read(tokenizer, self.data.splits[split], self.data.labels, bounds)
+
+    def _warn_of_spans_beside_words(self) -> None:
+        """Say how many training spans no answer can give: words have labels, and parts of words have none."""
+        found = self.words("train")
+        beside, spans = found.beside_words, sum(map(len, found.gold))
+        if beside:
+            place, _, start, end = beside[0]
+            text = str(self.data.train[place].text)
+            self.steps.progress.warn(
+                f"{len(beside)} of {spans} training spans begin or end within a word of the base's tokenizer, or lie "
+                f"beyond max_tokens, such as {text[start:end][:40]!r} in {text[:60]!r}: whole words are answered"
+            )
 
     @cached_property
     def _method_said(self) -> bool:
@@ -164,7 +154,7 @@ class ClassifierTraining:
         inner = int(known.base.config.get("intermediate_size") or 4 * width)
         layers = self.recipe.compress.layers or int(known.examined.facts["layers"])
         weights = layers * (8 * width + 2 * (width + inner))
-        bits = rows * math.log2(len(self.data.labels))
+        bits = rows * math.log2(len(self.classes))
         usual = presets.settings(settings.method).learning_rate
         for sentence in lint(method, settings, usual, bits, weights):
             self.steps.progress.warn(sentence)
@@ -185,7 +175,11 @@ class ClassifierTraining:
     @property
     def has_adapter_package(self) -> bool:
         """True when the base with its bank and the adapter are packages of their own: not in full fine-tuning."""
-        return self.recipe.export.banked and METHODS[self.recipe.training.method].exportable_to(ADAPTER)
+        return (
+            self.recipe.export.banked
+            and not self.recipe.slots
+            and METHODS[self.recipe.training.method].exportable_to(ADAPTER)
+        )
 
     @cached_property
     def bank_tokens(self) -> int:
@@ -211,11 +205,12 @@ class ClassifierTraining:
         settings = plain(section) | {split: str(path.resolve()) for split, path in files.items()}
         # With a threshold the label of out-of-scope texts needs no rows.
         settings |= {"labels": list(task.labels), "out_of_scope": task.out_of_scope, "threshold": task.threshold > 0}
+        settings |= {"kind": task.kind} if self.recipe.slots else {}
 
         def work(folder: Path) -> Mapping[str, Any]:
-            loaded = data.load(section, task, self.steps.recipe_dir)
+            loaded = (slot_rows if self.recipe.slots else data).load(section, task, self.steps.recipe_dir)
             for split, rows in loaded.splits.items():
-                _write_rows(folder / f"{split}.jsonl", rows)
+                data.write_rows(folder / f"{split}.jsonl", rows)
             return {
                 "labels": list(loaded.labels),
                 "statistics": dict(loaded.statistics),
@@ -234,7 +229,7 @@ class ClassifierTraining:
     def data(self) -> ClassifierData:
         """The checked rows."""
         entry = self.data_step
-        splits = {split: tuple(_read_rows(entry.path(f"{split}.jsonl"))) for split in SPLITS}
+        splits = {split: tuple(data.read_rows(entry.path(f"{split}.jsonl"))) for split in SPLITS}
         facts = entry.facts
         return ClassifierData(
             tuple(facts["labels"]), splits["train"], splits["validation"], splits["test"],
@@ -309,7 +304,7 @@ class ClassifierTraining:
             "base": base.base_id, "tokenizer": self.tokenizer_digest,
             **self.data_step.digests("train.jsonl", "validation.jsonl"),
         }  # fmt: skip
-        key = {"labels": list(rows.labels), **dataclasses.asdict(settings), "report_to": []}
+        key = {"labels": list(self.classes), **dataclasses.asdict(settings), "report_to": []}
 
         def work(folder: Path) -> Mapping[str, Any]:
             from edge_forge.train.classifier_job import train
@@ -323,7 +318,7 @@ class ClassifierTraining:
                 record = train(
                     base=base,
                     rows=(rows.train, rows.validation),
-                    labels=rows.labels,
+                    labels=self.classes,
                     settings=settings,
                     out_dir=folder / "run",
                     progress=phases,
@@ -384,7 +379,9 @@ class ClassifierTraining:
             facts: dict[str, Any] = {}
             for split in ("validation", "test"):
                 gold = rows.splits[split]
-                if gold:
+                if gold and self.recipe.slots:
+                    facts[split] = self._words_evaluated(split, folder)
+                elif gold:
                     texts = [row.text for row in gold]
                     logits = predict(
                         base.directory, self.trained.path("run"), texts, max_tokens=self.recipe.task.max_tokens
@@ -394,6 +391,19 @@ class ClassifierTraining:
             return facts
 
         return self.steps.run("evaluate", inputs, settings, work)
+
+    def _words_evaluated(self, split: str, folder: Path) -> Mapping[str, Any]:
+        """Scores of a split of slots by PyTorch; its logits go to `<split>.npy`, those of all words."""
+        import numpy
+
+        from edge_forge.evaluate import span_scores
+        from edge_forge.evaluate.predict import predict_tokens
+
+        words, texts = self.words(split), [row.text for row in self.data.splits[split]]
+        run, most = self.trained.path("run"), self.recipe.task.max_tokens
+        logits = words.of_words(predict_tokens(self.base.directory, run, texts, max_tokens=most)[1])
+        numpy.save(folder / f"{split}.npy", logits)
+        return span_scores.evaluate(logits, words)
 
     @cached_property
     def as_base(self) -> StepResult:
@@ -468,6 +478,11 @@ class ClassifierTraining:
         earlier: dict[str, LabelledTask] = {}
         for file in self._earlier_files:
             other = classifier_recipe.load(file)
+            if other.slots:
+                raise ConfigError(
+                    "a linear probe asks for classes of texts, and these are slots", f"diagnose.earlier: {file}",
+                    "leave it out",
+                )  # fmt: skip
             steps = StepRunner(file.parent, self.steps.cache, self.steps.progress, CODE)
             found = ClassifierTraining(other, steps)
             split, measured = found.data.measured
@@ -501,7 +516,8 @@ class ClassifierTraining:
 
             base, run = self.base.directory, self.trained.path("run")
             found = diagnosis.of_encoder(base, run, section.top, section.cosine)
-            intruders = {one.name: one.intruders for one in found if one.intruders}
+            # What a repair keeps is measured by classes of texts.
+            intruders = {one.name: one.intruders for one in found if one.intruders and not self.recipe.slots}
             texts = [row.text for row in measured], [rows.labels.index(row.label) for row in measured]
             repair = diagnosis.repaired_encoder((base, run), intruders, texts, most, asked.named) if intruders else []
             return {
@@ -517,7 +533,8 @@ class ClassifierTraining:
     def outcome(self) -> TrainingOutcome:
         """Whether the run led anywhere, by its answers to all measured rows, without and with the threshold."""
         found, task = self.evaluated.facts, self.recipe.task
-        by_class = of_classifier(_sum([found[split]["confusion"] for split in found]), self.data.labels)
+        shown = found[self.data.measured[0]]["labels"]
+        by_class = of_classifier(_sum([found[split]["confusion"] for split in found]), shown)
         if by_class.failed or not task.threshold or task.out_of_scope is None:
             return by_class
         scope = self.scope
@@ -527,7 +544,9 @@ class ClassifierTraining:
     @cached_property
     def scope(self) -> Mapping[str, Any]:
         """Scores in and out of scope on the measured rows: `curve` by threshold, `at` the recipe's own; `proposed` is
-        the threshold that the validation rows propose."""
+        the threshold that the validation rows propose. Empty for slots."""
+        if self.recipe.slots:
+            return {}
         import numpy
 
         from edge_forge.evaluate import thresholds
@@ -576,19 +595,3 @@ class ClassifierTraining:
 
 def _sum(matrices: Sequence[Sequence[Sequence[int]]]) -> list[list[int]]:
     return [[sum(cells) for cells in zip(*rows, strict=True)] for rows in zip(*matrices, strict=True)]
-
-
-def _write_rows(path: Path, rows: Iterable[Row]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        for row in rows:
-            text, *pair = parts_of(row.text)
-            second = {"text_pair": pair[0]} if pair else {}
-            file.write(json.dumps({"text": text, **second, "label": row.label}, ensure_ascii=False) + "\n")
-
-
-def _read_rows(path: Path) -> Sequence[Row]:
-    with path.open(encoding="utf-8") as file:
-        return [
-            Row((found["text"], found["text_pair"]) if "text_pair" in found else found["text"], found["label"])
-            for found in map(json.loads, file)
-        ]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_agent.base.texts import Text, characters
 from edge_agent.bundle.catalog import LOSS_LOW
-from edge_forge.data.classifier_rows import sample
+from edge_forge.data.classifier_rows import Row, sample
 from edge_forge.evaluate import gates
 from edge_forge.package.classifier_sources import (
     LITERT,
@@ -33,7 +33,7 @@ from edge_forge.plan.classifier_training import ClassifierTraining
 from edge_forge.plan.step_runner import runtime_versions
 
 if TYPE_CHECKING:
-    from edge_forge.evaluate.measure_onnx import OnnxSubject
+    from edge_forge.evaluate.measure_onnx import ModelOutputs, OnnxSubject
 
 _LATENCY_TEXTS = 50
 # Of the longest texts, and of the others: FP16 must hold what they make of the graph.
@@ -240,7 +240,9 @@ class OnnxExports:
         """Validation and test texts that FP16 must hold: the longest ones and a sample of the others."""
         data = self.training.data
         rows = sorted((*data.splits["validation"], *data.splits["test"]), key=lambda row: -characters(row.text))
-        others = sample(rows[_RANGE_TEXTS:], _RANGE_TEXTS, self.recipe.data.seed)
+        # Of slots each row is a class of its own, and one of each would be taken.
+        rest = [Row(row.text, "") for row in rows[_RANGE_TEXTS:]] if self.recipe.slots else rows[_RANGE_TEXTS:]
+        others = sample(rest, _RANGE_TEXTS, self.recipe.data.seed)
         return [row.text for row in (*rows[:_RANGE_TEXTS], *others)]
 
     def measured(self, graph: GraphVariant, tokenizer: Path, adapter: Path | None) -> GraphVariant:
@@ -252,19 +254,15 @@ class OnnxExports:
         }  # fmt: skip
         if adapter is not None:
             inputs |= {"adapter": self.training.trained_digests["run/adapter.safetensors"]}
-        settings = {"labels": list(rows.labels), "max_tokens": task.max_tokens, "base_id": self.training.base.base_id,
+        settings = {"labels": list(self.training.classes), "max_tokens": task.max_tokens,
+                    "base_id": self.training.base.base_id,
                     **runtime_versions((graph.runtime,))}  # fmt: skip
 
         def work(folder: Path) -> Mapping[str, Any]:
             import numpy
 
             from edge_forge.evaluate import measure_onnx as measure
-            from edge_forge.evaluate.classifier_metrics import (
-                confidence_shares,
-                evaluate,
-                fragmentation_shares,
-                unknown_share,
-            )
+            from edge_forge.evaluate.classifier_metrics import confidence_shares, fragmentation_shares, unknown_share
             from edge_forge.export.onnx.scored import scored
 
             subject = measure.OnnxSubject(
@@ -277,14 +275,12 @@ class OnnxExports:
                 if gold:
                     texts = [row.text for row in gold]
                     with scored(subject, graph.dtype, graph.runtime) as true:
-                        logits = measure.outputs(true, texts).logits
+                        outputs = measure.outputs(true, texts)
                     wording = measure.wording(subject, texts)
-                    assert logits is not None  # noqa: S101 - a graph with a head was exported
-                    own = logits[:, : len(rows.labels)]
+                    own, found = self._scored(split, outputs)
                     numpy.save(folder / f"{split}.npy", own)
-                    found = evaluate(own, [row.label for row in gold], rows.labels)
                     facts[split] = {
-                        **found.as_dict(), "confidence": confidence_shares(own),
+                        **found, **({} if self.recipe.slots else {"confidence": confidence_shares(own)}),
                         "fragmentation": fragmentation_shares(wording), "out_of_vocabulary": unknown_share(wording),
                     }  # fmt: skip
             if not graph.runs_here:
@@ -298,9 +294,24 @@ class OnnxExports:
         scores = entry.facts[rows.measured[0]]
         told = ("accuracy", "macro_f1", "mcc", "ece", "nll", "confusion", "confidence", "fragmentation",
                 "out_of_vocabulary")  # fmt: skip
-        figures = {key: scores[key] for key in told}
+        figures = {key: scores[key] for key in (*told, "spans") if key in scores}
         figures |= {"validation_accuracy": entry.facts["validation"]["accuracy"], **_costs(entry.facts)}
         return dataclasses.replace(graph, figures={**(graph.figures or {}), **figures})
+
+    def _scored(self, split: str, outputs: ModelOutputs) -> tuple[Any, Mapping[str, Any]]:
+        """The logits of a split's texts (of slots: of their words), and their scores."""
+        from edge_forge.evaluate import classifier_metrics, span_scores
+
+        data = self.training.data
+        if self.recipe.slots:
+            assert outputs.of_tokens is not None  # noqa: S101 - a graph with a head for tokens was exported
+            words = self.training.words(split)
+            own = words.of_words(outputs.of_tokens)
+            return own, span_scores.evaluate(own, words)
+        assert outputs.logits is not None  # noqa: S101 - a graph with a head was exported
+        own = outputs.logits[:, : len(data.labels)]
+        gold = [row.label for row in data.splits[split]]
+        return own, classifier_metrics.evaluate(own, gold, data.labels).as_dict()
 
     def subject(self, graph: GraphVariant) -> OnnxSubject:
         """A graph as it is measured: a merged one, or the base's with this recipe's adapter attached."""
@@ -398,11 +409,16 @@ class OnnxExports:
         def work(_: Path) -> Mapping[str, Any]:
             import numpy
 
+            from edge_forge.evaluate import span_scores
             from edge_forge.evaluate.paired import compare_logits
 
             found = {name: [numpy.load(entry.path(file)) for file in files] for name, entry in entries.items()}
-            gold = [rows.labels.index(row.label) for row in labelled]
             further = tuple(found[name][1] for name in ("reference", "variant")) if others else None
+            if self.recipe.slots:
+                words = self.training.words(split)
+                more = None if further is None else (further[0], further[1], self.training.words(others[0]))
+                return span_scores.compare(found["reference"][0], found["variant"][0], words, more).as_dict()
+            gold = [rows.labels.index(row.label) for row in labelled]
             return compare_logits(found["reference"][0], found["variant"][0], gold, further).as_dict()
 
         title = f"compare {graph.form} {graph.format} with fp32"

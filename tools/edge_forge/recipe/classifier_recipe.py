@@ -44,7 +44,8 @@ BANK_RANK = 64
 class ClassifierTaskSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[task]`: what the model answers."""
 
-    kind: Literal["classify"] = "classify"
+    kind: Literal["classify", "slots"] = "classify"
+    """What has a label: the text, or spans of it."""
     labels: tuple[str, ...] = ()
     """The order of the classes; empty: the sorted labels of the training data."""
     max_tokens: Annotated[int, msgspec.Meta(ge=8, le=512)] = 64
@@ -180,6 +181,11 @@ class ClassifierRecipe(CommonRecipe, frozen=True, kw_only=True, forbid_unknown_f
     quantize: OnnxQuantizeSection = OnnxQuantizeSection()
 
     @property
+    def slots(self) -> bool:
+        """Whether spans of a text have labels, and not the text."""
+        return self.task.kind == "slots"
+
+    @property
     def training(self) -> TrainSettings:
         """The settings of the training run: the preset, overlaid with `[method]` and `[train]`."""
         return _training(self, "recipe")
@@ -194,7 +200,7 @@ _TABLES: Mapping[str, tuple[str, ...]] = {
     "train": tuple(
         field.name
         for field in dataclasses.fields(TrainSettings)
-        if field.name not in ("method", "preset", "max_tokens", *METHOD_KEYS)
+        if field.name not in ("method", "preset", "max_tokens", "slots", *METHOD_KEYS)
     ),
 }
 SCHEMA = RecipeSchema(ClassifierRecipe, _TABLES)
@@ -238,7 +244,9 @@ def _check_relations(recipe: ClassifierRecipe, where: str) -> None:
         raise wrong("data.text_pair" if data.text_pair else "data.label", f"two of {', '.join(wanted)} are one column")
     if len(set(task.labels)) != len(task.labels):
         raise wrong("task.labels", "a label is named twice")
-    if len(task.labels) == 1:
+    if recipe.slots:
+        _check_slots(recipe, wrong)
+    if len(task.labels) == 1 and not recipe.slots:
         raise wrong("task.labels", "a classifier needs at least two labels")
     if task.out_of_scope is not None and task.labels and task.out_of_scope not in task.labels and not task.threshold:
         raise wrong(
@@ -258,7 +266,7 @@ def _check_relations(recipe: ClassifierRecipe, where: str) -> None:
         raise wrong("export.merged", f"{method.title} is shipped {method.on_devices}", "set export.merged = true")
     if not (recipe.export.merged or recipe.export.banked):
         raise wrong("export", "both forms are switched off: nothing would be made")
-    banked = recipe.export.banked and method.exportable_to(ADAPTER)
+    banked = recipe.export.banked and method.exportable_to(ADAPTER) and not recipe.slots
     needed = method.bank_rank(training.rank)
     if needed > recipe.export.bank_rank and banked:
         raise wrong(
@@ -294,8 +302,33 @@ def _check_compression(recipe: ClassifierRecipe, wrong: Callable[..., ConfigErro
         )  # fmt: skip
 
 
+def _check_slots(recipe: ClassifierRecipe, wrong: Callable[[str, str, str | None], ConfigError]) -> None:
+    """What belongs to classifiers of whole texts alone."""
+    data, task, start = recipe.data, recipe.task, ClassifierDataSection()
+    for key in ("hub", "columns", "text_pair", "label"):
+        if getattr(data, key) != getattr(start, key):
+            raise wrong(f"data.{key}", "slots have rows of JSONL with text and spans", f"leave {key} out")
+    if data.format not in ("", "jsonl"):
+        raise wrong("data.format", "rows of slots are JSONL", 'set format = "jsonl"')
+    if task.out_of_scope is not None or task.threshold:
+        key = "task.threshold" if task.threshold else "task.out_of_scope"
+        raise wrong(key, "it belongs to a classifier: a text may have no span", "leave it out; requests have params")
+    if not recipe.export.merged:
+        raise wrong("export.merged", "slots are shipped merged: a bank has no heads for words", "set merged = true")
+    for key in ("litert", "tensorrt"):
+        if getattr(recipe.quantize, key):
+            raise wrong(f"quantize.{key}", "slots run on ONNX Runtime alone", f"set {key} = []")
+    if recipe.compress.wanted:
+        raise wrong("compress", "a smaller base is made for classifiers of whole texts", "leave [compress] out")
+    if recipe.training.precision == "int8":
+        raise wrong("train.precision", "training in INT8 is for classifiers of whole texts", 'set precision = "auto"')
+    if recipe.training.consistency:
+        raise wrong("train.consistency", "it compares answers to whole texts", "set consistency = 0")
+
+
 def _training(recipe: ClassifierRecipe, where: str) -> TrainSettings:
     method = dict(recipe.method)
     name, preset = name_of(method.pop("name", LORA.name), f"{where}: method"), str(method.pop("preset", "best"))
     start = presets.settings(name, preset, method, f"{where}: method")
-    return replaced(start, {**recipe.train, "max_tokens": recipe.task.max_tokens}, f"{where}: train")
+    found = replaced(start, {**recipe.train, "max_tokens": recipe.task.max_tokens}, f"{where}: train")
+    return dataclasses.replace(found, slots=recipe.slots)

@@ -59,6 +59,12 @@ def _result(figures: Mapping[str, Any]) -> Iterator[Block]:
         f"({errors} otherwise; 95 % interval {percent(low)} to {percent(high)}), "
         f"macro-F1 {scores['macro_f1']:.3f}, Matthews correlation {scores['mcc']:.3f}."
     )
+    if spans := scores.get("spans"):
+        yield Paragraph(
+            f"Span F1 **{percent(spans['f1'])}** of {spans['spans']} spans (95 % interval {percent(spans['low'])} to "
+            f"{percent(spans['high'])}). A text is answered as labelled where its spans are exactly those of its row; "
+            "macro-F1 and the table of answers count spans, the matrix, Matthews correlation and calibration words."
+        )
     if figures.get("outcome"):
         yield Paragraph(f"**Mind: {figures['outcome']}.**")
     if figures.get("packages"):
@@ -464,6 +470,10 @@ def score_lines(figures: Mapping[str, Any]) -> list[str]:
     if "accuracy" not in rows:
         return []
     lines = [f"accuracy    {rows['accuracy']:.3f} on {rows['rows']} rows of {figures['split']}"]
+    if spans := rows.get("spans"):
+        lines.append(
+            f"span F1     {spans['f1']:.3f} ({spans['low']:.3f} to {spans['high']:.3f}) of {spans['spans']} spans"
+        )
     scope = figures.get("scope")
     if scope and scope["curve"][0]["out_of_scope_rows"]:
         plain = scope["curve"][0]

@@ -89,7 +89,8 @@ def train(
     fails, KeyboardInterrupt after the worker was ended.
     """
     check(settings, "train")
-    _check_rows(*rows, labels)
+    if not settings.slots:
+        _check_rows(*rows, labels)
     out_dir = out_dir.resolve()
     out_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".work-", dir=out_dir) as folder:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import save_file
 
+from edge_forge.data.classifier_rows import Row
 from edge_forge.models import sentence_pooling
 from edge_forge.models.encoder import (
     Encoder,
@@ -34,7 +35,15 @@ from edge_forge.train import lora as adapters
 from edge_forge.train import step_benchmark as speed
 from edge_forge.train.batches import RowDataset
 from edge_forge.train.checkpoints import BEST, Checkpoints
-from edge_forge.train.frozen_states import KeptStates, TokenizedRows, keep_features, keep_states, tokenize
+from edge_forge.train.frozen_states import (
+    KeptStates,
+    TokenizedRows,
+    keep_features,
+    keep_last_states,
+    keep_states,
+    tokenize,
+    tokenize_words,
+)
 from edge_forge.train.int8_aware import compute_in_int8
 from edge_forge.train.record import TrainRecord, peak_bytes
 from edge_forge.train.resumable_trainer import KeptFiles
@@ -159,6 +168,9 @@ def _names(method: methods.Method, encoder: Encoder, settings: TrainSettings, fi
 
 def _tokenized(job: ClassifierJob) -> list[TokenizedRows]:
     """Training and validation rows."""
+    if job.settings.slots:
+        parts = [[Row(*row) for row in rows] for rows in (job.train, job.validation)]
+        return [tokenize_words(job.base_dir, rows, job.labels, job.settings.max_tokens) for rows in parts]
     return [tokenize(job.base_dir, rows, job.labels, job.settings.max_tokens) for rows in (job.train, job.validation)]
 
 
@@ -167,7 +179,8 @@ def _data(going: TrainingRun, encoder: Encoder, first_layer: int, tokenized: Seq
     head_alone = methods.method(going.job.settings.method).scope == methods.HEAD
     for tokens in tokenized:
         if head_alone:
-            kept: KeptStates | None = keep_features(encoder, tokens, going.job.work_dir)
+            keep = keep_last_states if going.job.settings.slots else keep_features
+            kept: KeptStates | None = keep(encoder, tokens, going.job.work_dir)
         else:
             kept = keep_states(encoder, first_layer, tokens, going.job.work_dir) if first_layer else None
         parts.append(RowDataset(tokens, kept))
@@ -175,14 +188,15 @@ def _data(going: TrainingRun, encoder: Encoder, first_layer: int, tokenized: Seq
 
 
 def _model(settings: TrainSettings, encoder: Encoder, data: RunData, labels: int) -> SequenceClassifier:
-    balanced = settings.class_weights == "balanced"
+    balanced, targets = settings.class_weights == "balanced", data.train.rows.targets
     return SequenceClassifier(
         encoder,
         labels,
-        class_weight=class_weights(data.train.rows.targets, labels) if balanced else None,
+        class_weight=class_weights(targets[targets >= 0], labels) if balanced else None,
         label_smoothing=settings.label_smoothing,
         token_dropout=settings.token_dropout,
         consistency=settings.consistency,
+        slots=settings.slots,
     )
 
 

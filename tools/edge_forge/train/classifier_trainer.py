@@ -21,6 +21,7 @@ from torch.utils.data import Sampler
 from transformers import EvalPrediction, TrainerCallback, TrainingArguments
 
 from edge_forge.evaluate.classifier_metrics import evaluate
+from edge_forge.models.sequence_classifier import IGNORED
 from edge_forge.train.batches import LengthBatches, RowDataset, collate, split
 from edge_forge.train.methods import METHODS, restore_trained, save_trained
 from edge_forge.train.resumable_trainer import KeptFiles, ResumableTrainer
@@ -280,8 +281,10 @@ def _arguments(settings: TrainSettings, plan: StepPlan, kept: KeptFiles, evaluat
 
 
 def _scores(prediction: EvalPrediction) -> dict[str, float]:
-    logits = np.asarray(prediction.predictions, dtype=np.float64)
-    gold = [int(value) for value in np.asarray(prediction.label_ids).reshape(-1)]
+    logits, targets = np.asarray(prediction.predictions, dtype=np.float64), np.asarray(prediction.label_ids)
+    if logits.ndim == 3:  # of every token: words count
+        logits, targets = logits[targets != IGNORED], targets[targets != IGNORED]
+    gold = [int(value) for value in targets.reshape(-1)]
     found = evaluate(logits, gold, [str(index) for index in range(logits.shape[1])])
     return {"accuracy": found.accuracy, "macro_f1": found.macro_f1, "nll": found.nll}
 

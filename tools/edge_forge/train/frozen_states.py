@@ -18,9 +18,12 @@ from numpy.typing import NDArray
 
 from edge_agent.base.errors import ConfigError
 from edge_agent.base.texts import Text
+from edge_forge.data.classifier_rows import Row
 from edge_forge.models import bases
 from edge_forge.models.encoder import Encoder, run_below
 from edge_forge.models.sentence_pooling import prompt_of
+from edge_forge.models.sequence_classifier import IGNORED
+from edge_forge.train.word_rows import WordRows, labels_of
 
 # Beyond this the kept states go to a file: memory is what LoRA is chosen for.
 KEEP_IN_MEMORY_BYTES = 32 << 20
@@ -32,7 +35,8 @@ _HALF_LIMIT = 128.0
 
 @dataclass(frozen=True)
 class TokenizedRows:
-    """Tokenised rows: `tokens[i]` ids of row i (special tokens included), `targets[i]` index of its label."""
+    """Tokenised rows: `tokens[i]` ids of row i (special tokens included), `targets[i]` index of its label; of slots the
+    class of every token, `IGNORED` for one that begins no word, as long as the longest row."""
 
     tokens: tuple[NDArray[np.int32], ...]
     targets: NDArray[np.int64]
@@ -79,6 +83,16 @@ def tokenize(base_dir: Path, rows: Sequence[tuple[Text, str]], labels: Sequence[
             raise ConfigError(f"row {number} has the unknown label {label!r}", "data", "add it to the task's labels")
     tokens, truncated = encode(base_dir, [text for text, _ in rows], max_tokens)
     return TokenizedRows(tokens, np.asarray([place[label] for _, label in rows], dtype=np.int64), truncated)
+
+
+def tokenize_words(base_dir: Path, rows: Sequence[Row], classes: Sequence[str], max_tokens: int) -> TokenizedRows:
+    """Tokenise rows of slots; `classes` are those of words (`span_scores.class_names`)."""
+    tokens, truncated = encode(base_dir, [row.text for row in rows], max_tokens)
+    targets = np.full((len(rows), max(map(len, tokens))), IGNORED, dtype=np.int64)
+    found = WordRows.read(base_dir / "tokenizer.json", rows, labels_of(classes), (max_tokens, prompt_of(base_dir)))
+    for place, (words, path) in enumerate(zip(found.words, found.paths, strict=True)):
+        targets[place, [word.token for word in words]] = path
+    return TokenizedRows(tokens, targets, truncated)
 
 
 def padded(tokens: Sequence[NDArray[np.int32]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -169,6 +183,18 @@ def keep_features(encoder: Encoder, rows: TokenizedRows, folder: Path) -> KeptSt
             features = encoder.features(ids, mask).numpy()
         for place, row in enumerate(batch):
             kept.write(int(row), features[place][None])
+    return kept
+
+
+def keep_last_states(encoder: Encoder, rows: TokenizedRows, folder: Path) -> KeptStates:
+    """Run the whole encoder once for every row and keep its states of every token, in float32."""
+    kept = KeptStates(rows.lengths, encoder.hidden, np.float32, folder)
+    for batch in by_length(rows.lengths, _PREFIX_TOKENS):
+        ids, mask = padded([rows.tokens[row] for row in batch])
+        with torch.inference_mode():
+            states = encoder.model(input_ids=ids, attention_mask=mask).last_hidden_state.numpy()
+        for place, row in enumerate(batch):
+            kept.write(int(row), states[place, : len(rows.tokens[row])])
     return kept
 
 

@@ -76,6 +76,8 @@ class TrainSettings:
     seed: int = 17
     # Longer texts are cut to so many tokens, special ones included.
     max_tokens: int = 128
+    # Whether every word has a class (token classes, slots) and not the row; the recipe's task says so.
+    slots: bool = False
     # "auto" takes what a short measurement at start finds faster; "bf16" is autocast; "int8" trains what INT8 computes.
     precision: str = "auto"
     # Threads of the tensor library; 0 lets the measurement at start choose.

@@ -5,6 +5,7 @@ A file of its own because `evaluate` and `export` both open results, and neither
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -14,6 +15,12 @@ from edge_agent.base.errors import ConfigError
 from edge_forge.models.encoder import Encoder, open_encoder
 from edge_forge.train import bottleneck
 from edge_forge.train.lora import apply_adapter, load_adapter
+
+
+def labels_words(trained_dir: Path) -> bool:
+    """Whether what was trained labels words (slots) and not texts, by the run's record."""
+    record = trained_dir / "record.json"
+    return record.is_file() and bool(json.loads(record.read_text(encoding="utf-8"))["settings"].get("slots"))
 
 
 def open_trained(

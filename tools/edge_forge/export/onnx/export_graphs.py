@@ -22,19 +22,19 @@ import torch
 from edge_agent.base.errors import BackendError
 from edge_agent.base.texts import Text
 from edge_forge.evaluate import measure_onnx as measure
-from edge_forge.evaluate.predict import predict_with_features
+from edge_forge.evaluate.predict import predict_tokens, predict_with_features
 from edge_forge.evaluate.probes import BASE_TEXTS
 from edge_forge.export.onnx import parity as check
 from edge_forge.export.onnx.graph import metadata, opset, save, set_metadata
 from edge_forge.export.onnx.inject import inject_bank
 from edge_forge.export.onnx.parity import Parity, demand, largest
 from edge_forge.export.onnx.sites import name_sites
-from edge_forge.export.onnx.trace import OPSET, PooledEncoder, takes_additive, tidy, trace
+from edge_forge.export.onnx.trace import OPSET, PooledEncoder, TokenHead, takes_additive, tidy, trace
 from edge_forge.models.encoder import Encoder, open_encoder, target_names
 from edge_forge.models.sentence_pooling import prompt_of
 from edge_forge.train.frozen_states import encode
 from edge_forge.train.lora import save_adapter
-from edge_forge.train.trained_encoder import open_trained
+from edge_forge.train.trained_encoder import labels_words, open_trained
 
 ENCODER, MODEL, TOKENIZER = "encoder.onnx", "model.onnx", "tokenizer.json"
 # Scripts, composed and decomposed accents, emoji joined by U+200D, control tokens written out, and white space.
@@ -167,13 +167,19 @@ def merged_parity(
     """
     base_dir, trained_dir = folders
     tokens = subject.max_tokens
-    wanted = predict_with_features(base_dir, trained_dir, texts, max_tokens=tokens)
     found = measure.outputs(subject, texts)
-    if found.logits is None:
+    wanted: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
+    if labels_words(trained_dir):
+        features, of_tokens = predict_tokens(base_dir, trained_dir, texts, max_tokens=tokens)
+        wanted = features, np.concatenate(of_tokens)
+        logits = None if found.of_tokens is None else np.concatenate(found.of_tokens)
+    else:
+        wanted, logits = predict_with_features(base_dir, trained_dir, texts, max_tokens=tokens), found.logits
+    if logits is None:
         raise BackendError("the merged graph gives no logits", "export")
     few = [length for length in (1, 2, tokens // 2, tokens - 1, tokens) if 0 < length <= tokens]
     off = _off(encoder, subject, check.rows_of(encoder.vocabulary, few, _ends(base_dir)))
-    return Parity(max(off, largest(found.features, wanted[0])), largest(found.logits, wanted[1]))
+    return Parity(max(off, largest(found.features, wanted[0])), largest(logits, wanted[1]))
 
 
 def _traced(encoder: Encoder, head: torch.nn.Linear | None, base_id: str, max_tokens: int) -> onnx.ModelProto:
@@ -241,7 +247,7 @@ def merged_encoder(
     """
     segmented = any(isinstance(text, tuple) for text in texts)
     encoder, weight, bias = open_trained(base_dir, trained_dir, merged=True, segmented=segmented)
-    head = torch.nn.Linear(weight.shape[0], weight.shape[1])
+    head = (TokenHead if labels_words(trained_dir) else torch.nn.Linear)(weight.shape[0], weight.shape[1])
     with torch.no_grad():
         head.weight.copy_(weight.t())
         head.bias.copy_(bias)

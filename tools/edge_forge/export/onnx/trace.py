@@ -28,8 +28,12 @@ MASKED = -1.0e4
 ADDITIVE_TOLERANCE = 1e-5
 
 
+class TokenHead(torch.nn.Linear):
+    """A head for every token: it is given hidden states, where another one is given features."""
+
+
 class PooledEncoder(torch.nn.Module):
-    """Features [batch, width] of token ids, and logits with a head; what is exported.
+    """Features [batch, width] of token ids, and logits with a head (of every token with a `TokenHead`): the export.
 
     With `additive` the encoder is handed the mask in its four-dimensional additive form, which spares the graph the
     indexing that transformers' own mask code leaves in it and that no runtime fuses. Not every encoder may be given it:
@@ -50,7 +54,9 @@ class PooledEncoder(torch.nn.Module):
             mask = (1.0 - attention_mask[:, None, None, :].to(torch.float32)) * MASKED
         hidden = self.encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
         features = self.pooling(hidden, attention_mask)
-        return features if self.head is None else (features, self.head(features))
+        if self.head is None:
+            return features
+        return features, self.head(hidden if isinstance(self.head, TokenHead) else features)
 
 
 def takes_additive(encoder: Encoder, tokens: int) -> bool:
