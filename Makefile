@@ -42,6 +42,7 @@ help:
 	@echo "make device-graphs   graphs for device-check, in build/device"
 	@echo "make device-check    on a machine with TensorRT: adapters in one batch, builds, kills (docs/jetson.md)"
 	@echo "make tensorrt-parser   NVIDIA's parser and builder over the graphs of every family of encoders (three minutes)"
+	@echo "make registry    packages through Debian's docker-registry by skopeo (apt: docker-registry skopeo apache2-utils; a minute)"
 	@echo "make home-assistant HASS_PYTHON=python3.13   a real Home Assistant discovers a real agent (a minute, and its"
 	@echo "             installation), and its example automation"
 	@echo "make node-red    the example flow in a real Node-RED (needs npm; a minute)"
@@ -205,6 +206,11 @@ fuzz: setup
 # NVIDIA's parser needs no GPU; its packages (95 MB) go into build/pythons.
 tensorrt-parser: setup
 	@EDGE_TENSORRT_FAMILIES=whole $(BIN)/python -m pytest -rA tests/integration/test_tensorrt_parser.py
+
+# Debian's docker-registry and skopeo: push, install, bytes of an adapter's update (a minute).
+.PHONY: registry
+registry: setup
+	@$(BIN)/python -m tests.conformance.docker_registry
 
 home-assistant: setup
 	@$(HASS_PYTHON) -m venv build/home-assistant && build/home-assistant/bin/pip install --quiet homeassistant paho-mqtt

@@ -160,14 +160,19 @@ def install_url(
     again: bool = False,
     trial: str | None = None,
 ) -> dict[str, Any]:
-    """Fetch a package from an HTTP server, then as `install`; `digest`: of its index, None takes any. Raises
-    UsageError, PackageError, StoreError; then nothing has changed, and what was fetched is kept for the next try."""
+    """Fetch a package from an HTTP server or an OCI registry, then as `install`; `digest`: of its index, None takes
+    any. Raises UsageError, PackageError, StoreError; then nothing has changed, and what was fetched is kept for the
+    next try."""
     # Imported here: urllib costs time and memory, and other installs need it not.
     from edge_agent.store.download_folder import RoomOptions, Wishes
     from edge_agent.store.package_download import PackageDownload
+    from edge_agent.store.registry import SCHEME, RegistryPlace, credentials
+    from edge_agent.store.registry_download import RegistryDownload
     from edge_agent.store.remote_file import TransferOptions, check_url
 
-    check_url(url)
+    place = RegistryPlace.parse(url) if url.startswith(SCHEME) else None
+    if place is None:
+        check_url(url)
     check_digest(digest)
     terms = _trial_terms(trial)
     settings = _settings_of_owner(config)
@@ -176,7 +181,12 @@ def install_url(
     transfer = TransferOptions(None if limit is None else limit * KIB)
     wishes = Wishes(_early_check(settings, digest), RoomOptions(settings.store.reserve_bytes), digest, progress)
     folder, root = settings.store.state_dir / DOWNLOADS, wiring.store_dir(settings)
-    download = PackageDownload(url, folder, root, transfer, wishes)
+    download: PackageDownload | RegistryDownload
+    if place is None:
+        download = PackageDownload(url, folder, root, transfer, wishes)
+    else:
+        plain, basic = settings.store.registries_plain, credentials(settings.store.registry_auth, place.host)
+        download = RegistryDownload(place, folder, root, transfer, wishes, plain=plain, basic=basic)
     report = open_library(settings, again, terms).install(download.fetch(), progress, digest=digest)
     download.done()
     fields = {**report_fields(report), "moved_bytes": download.moved_bytes}

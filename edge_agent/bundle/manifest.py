@@ -32,7 +32,12 @@ ADAPTER_GGUF = "application/vnd.edge-agent.adapter.weight.v1.gguf"
 FILE_PATH = "org.cncf.model.filepath"
 REF_NAME = "org.opencontainers.image.ref.name"
 """Tools of registries address a manifest by this annotation of its descriptor in `index.json` (OCI annotations.md)."""
+TITLE = "org.opencontainers.image.title"
 VARIANT = "edge-agent.variant+json"
+PACKAGE: Final = "application/vnd.edge-agent.package.v1+json"
+PACKAGE_FILE: Final = "application/vnd.edge-agent.package.file.v1"
+EMPTY: Final = "application/vnd.oci.empty.v1+json"
+"""In a registry a package is one artefact of the type PACKAGE whose layers are its files, each named by TITLE."""
 
 MODEL_FILE = "edge/model.json"
 PROBES_FILE = "edge/probes.json"
@@ -104,6 +109,17 @@ class Manifest(Document, frozen=True, kw_only=True, rename="camel"):
     def descriptors(self) -> tuple[Descriptor, ...]:
         """Config and layers: everything that the manifest needs beside itself."""
         return (self.config, *self.layers)
+
+
+class Artefact(Document, frozen=True, kw_only=True, rename="camel"):
+    """A package in a registry: every file of it is a layer."""
+
+    schema_version: Literal[2]
+    media_type: Literal["application/vnd.oci.image.manifest.v1+json"]
+    artifact_type: Literal["application/vnd.edge-agent.package.v1+json"]
+    config: Descriptor
+    layers: Annotated[tuple[Descriptor, ...], Meta(min_length=1, max_length=limits.PACKAGE_MEMBERS)]
+    annotations: Texts = field(default_factory=dict)
 
 
 class VariantInfo(Document, frozen=True, kw_only=True):

@@ -28,7 +28,9 @@ def add_package_verbs(verbs: Any) -> None:
     verb = verbs.add_parser("install", help="verify, probe and activate a package")
     config_option(verb)
     what = verb.add_mutually_exclusive_group(required=True)
-    what.add_argument("package", nargs="?", help="a package: .tar or folder, or the URL (http or https) of a .tar")
+    what.add_argument(
+        "package", nargs="?", help="a package: .tar or folder, or the URL of a .tar, or oci://HOST/REPOSITORY:TAG"
+    )
     what.add_argument(
         "--from", type=Path, dest="folder", metavar="DIR",
         help="every package of a folder, by name; those installed are removed from it, a refused one gets NAME.refused "

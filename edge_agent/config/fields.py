@@ -82,6 +82,9 @@ NAME = Matches(
 )
 """Names that appear as one level of a topic: devices, pools, models."""
 
+HOST = Matches(r"([A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?", "HOST or HOST:PORT")
+"""Servers that are named without a scheme."""
+
 VARIANT = Matches(
     f"{NAME.pattern}(/{NAME.pattern})?",
     "a number format such as 'int8', or runtime and format such as 'onnx/int8', as `edge-agent models` shows them",

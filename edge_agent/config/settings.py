@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from edge_agent.base import limits
-from edge_agent.config.fields import NAME, VARIANT, Between, Example, Matches
+from edge_agent.config.fields import HOST, NAME, VARIANT, Between, Example, Matches
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +114,14 @@ class StoreSettings:
     download_kib_s: Annotated[int | None, Between(1, 16 * limits.MIB), Example(500)] = None
     """The most KiB a second that a package is fetched with over HTTP, so that others have the line, too. Unset: as fast
     as it comes."""
+
+    registry_auth: Annotated[Path | None, Example("/etc/edge-agent/registry-auth.json")] = None
+    """User and password for OCI registries that ask for them, as `skopeo login --authfile FILE HOST` writes them. Not
+    readable by everybody. Unset: packages are fetched without."""
+
+    registries_plain: Annotated[tuple[str, ...], HOST] = ()
+    """OCI registries (HOST or HOST:PORT) that are asked by http, without TLS: mirrors inside a network of one's own.
+    All others are asked by https. Signatures protect packages either way; passwords they do not."""
 
     @property
     def inbox_path(self) -> Path:

@@ -232,7 +232,7 @@ def _devices(root: Path, board: Board) -> tuple[DeviceFile, ...]:
 def _open_secrets(settings: Settings) -> tuple[Path, ...]:
     """The secret files that others may read."""
     found: list[Path] = []
-    for path in (settings.mqtt.password_file, settings.mqtt.tls.key):
+    for path in (settings.mqtt.password_file, settings.mqtt.tls.key, settings.store.registry_auth):
         try:
             if path is not None and path.stat().st_mode & 0o007:
                 found.append(path)

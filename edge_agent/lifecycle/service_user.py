@@ -24,6 +24,7 @@ def paths_to_read(settings: Settings, config: Path | None) -> Mapping[str, Path]
     named = {
         "the settings": config,
         "store.trust_root": None if settings.store.allow_unsigned else settings.store.trust_root,
+        "store.registry_auth": settings.store.registry_auth,
         "mqtt.password_file": settings.mqtt.password_file,
         "mqtt.tls.ca": tls.ca,
         "mqtt.tls.cert": tls.cert,

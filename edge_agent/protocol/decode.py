@@ -54,7 +54,7 @@ FORMS = ("text", "texts", "prompt", "messages")
 PARAMS = 16
 # All values of all parameters, nested ones included: an empty list is three bytes on the wire and 64 in memory.
 PARAM_VALUES = 1024
-_URL = re.compile(r"https?://[^/@\s]+(/[!-~]*)?")
+_URL = re.compile(r"https?://[^/@\s]+(/[!-~]*)?|oci://[^/@\s]+/[!-~]+", re.ASCII)
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _PARAM_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
@@ -476,8 +476,9 @@ def _check_sources(body: Desired) -> None:
     for index, source in enumerate(body.sources):
         _check_package(f"sources[{index}].package", source.package)
         if len(source.url) > limits.TOPIC_BYTES or not _URL.fullmatch(source.url):
-            text = f"sources[{index}].url: http://HOST/PATH or https://HOST/PATH is needed, without a password"
-            raise BadField(422, Cause.INVALID, f"{text}; here: {quoted(source.url, 80)}")
+            needed = "http://HOST/PATH, https://HOST/PATH or oci://HOST/REPOSITORY is needed, without a password"
+            text = f"sources[{index}].url: {needed}; here: {quoted(source.url, 80)}"
+            raise BadField(422, Cause.INVALID, text)
 
 
 def _check_named(field: str, name: str, seen: set[tuple[str, str | None]], key: tuple[str, str | None]) -> None:

@@ -148,7 +148,8 @@ class DesiredModel(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
 
 
 class DesiredSource(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """Where the package with this digest can be fetched from, by http or https; several for one are tried in turn."""
+    """Where the package with this digest can be fetched from, by http, https or oci (a registry); several for one are
+    tried in turn."""
 
     package: str
     url: str

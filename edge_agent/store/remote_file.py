@@ -16,6 +16,7 @@ import http.client
 import os
 import re
 import socket
+import ssl
 import threading
 import time
 import urllib.error
@@ -194,6 +195,12 @@ class _TlsConnection(http.client.HTTPSConnection):
         self._create_connection = lambda *to, **more: limit.watch(socket.create_connection(*to, **more))
 
 
+def _never_tls(reason: object) -> bool:
+    """A certificate that is not trusted, or a server without TLS: the next connection would meet the same."""
+    unverified = isinstance(reason, ssl.SSLCertVerificationError)
+    return unverified or (isinstance(reason, ssl.SSLError) and reason.reason == "WRONG_VERSION_NUMBER")
+
+
 def opener(limit: HeadLimit) -> urllib.request.OpenerDirector:
     """Opens URLs, follows redirections to http and https, and lets `limit` end what does not begin to answer."""
     return urllib.request.build_opener(_Redirects(), _WatchedHttp(limit), _WatchedHttps(limit))
@@ -224,13 +231,20 @@ class RemoteFile:
     """The file at `url`. `total_bytes` and `ranges` are known after `open`; `moved_bytes`: what was read of bodies."""
 
     def __init__(
-        self, url: str, options: TransferOptions, pace: TransferPace | None = None, access: Access | None = None
+        self,
+        url: str,
+        options: TransferOptions,
+        pace: TransferPace | None = None,
+        access: Access | None = None,
+        total_bytes: int | None = None,
     ) -> None:
-        """`pace`: shared by the files of one download; `access`: where the server asks who wants it."""
+        """`pace`: shared by the files of one download; `access`: where the server asks who wants it; `total_bytes`:
+        where that is known, so that nothing needs to be asked first and `open` may be left out."""
         self.url = check_url(url)
         self.position = 0
-        self.total_bytes = 0
+        self.total_bytes = total_bytes or 0
         self.ranges = False
+        self._answered = False
         self._pace = pace or TransferPace(options)
         self._access = access
         self._options = options
@@ -299,6 +313,8 @@ class RemoteFile:
             # ValueError: a redirection to what is no URL, or to a host that can have no name.
             except (OSError, http.client.HTTPException, ValueError, _SourceFailed) as error:
                 reason = getattr(error, "reason", None) or error
+                if _never_tls(reason):
+                    raise self._given_up(f"no TLS can be spoken there: {reason}") from error
                 self._note_failure(f"{reason}" or type(error).__name__, error)
 
     def _note_failure(self, reason: str, error: Exception) -> None:
@@ -366,10 +382,13 @@ class RemoteFile:
             raise self._given_up("the server does not state how large the file is")
         mark = response.headers.get("ETag")
         mark = mark if mark is not None and mark.startswith('"') else None
-        if self.total_bytes and (int(total), mark) != (self.total_bytes, self._mark):
+        if self._answered and (int(total), mark) != (self.total_bytes, self._mark):
             raise self._given_up("the file was changed on the server while it was fetched")
-        if not self.total_bytes:
+        if not self._answered and self.total_bytes not in (0, int(total)):
+            raise self._given_up(f"the server states {int(total)} bytes, {self.total_bytes} were expected")
+        if not self._answered:
             self.ranges = response.status == 206
+        self._answered = True
         self.total_bytes, self._mark, self._at = int(total), mark, start
         self._end = int(end) + 1 if end else self.total_bytes
 

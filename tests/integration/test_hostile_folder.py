@@ -73,6 +73,7 @@ FORGE = {
     "sign": "sign {package} --key {keys}/release-1.pem",
     "verify": "verify {package} --root {keys}/root.json",
     "inspect": "inspect {package}",
+    "oci": "oci {package} {tmp}/layout",
     "diagnose": "diagnose . --build {tmp}/build",
     "sequence": "sequence . . --build {tmp}/build",
     "sweep": "sweep . --trials 1 --build {tmp}/build",

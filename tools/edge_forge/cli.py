@@ -254,6 +254,11 @@ def _package_verbs(subparsers: Any) -> None:
     verify.add_argument("--json", action="store_true", help="print the result as JSON")
     verify.set_defaults(run=f"{_PACKAGE_COMMANDS}:verify_verb")
 
+    oci = subparsers.add_parser("oci", help="write a package as an OCI layout, for skopeo to push into a registry")
+    _package_argument(oci)
+    oci.add_argument("folder", type=Path, metavar="DIR", help="to write; must not be there")
+    oci.set_defaults(run=f"{_PACKAGE_COMMANDS}:oci_verb")
+
     inspect = subparsers.add_parser("inspect", help="say what a package holds; checks no signature")
     _package_argument(inspect)
     inspect.add_argument("--json", action="store_true", help="print it as JSON (default: a table)")

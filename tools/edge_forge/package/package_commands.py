@@ -25,6 +25,7 @@ from edge_agent.bundle.sign import PrivateKey
 from edge_agent.bundle.statement import RELEASE_FILE, RELEASE_TYPE, Now, Release, check_time
 from edge_agent.bundle.verify import check_weights, fetcher, load_trust, read_package, read_release
 from edge_forge.package.keys import ROLES, KeyFolder, delegate, keygen, rotate, sign_package
+from edge_forge.package.oci_layout import write_layout
 from edge_forge.user_state import UserState, named_key, require_known
 
 
@@ -133,6 +134,15 @@ def root_near(package: Path) -> Path:
             f"--root FILE; if the keys are yours, `edge-forge keygen {shlex.quote(str(root.parent))} --adopt`",
         )  # fmt: skip
     return root
+
+
+def oci_verb(arguments: argparse.Namespace) -> int:
+    """`edge-forge oci PACKAGE DIR`."""
+    digest = write_layout(arguments.package, arguments.folder)
+    print(f"wrote {arguments.folder}   ({digest})")
+    print(f"next: skopeo copy --preserve-digests oci:{shlex.quote(str(arguments.folder))} docker://HOST/REPOSITORY:TAG")
+    print("then: edge-agent install oci://HOST/REPOSITORY:TAG")
+    return 0
 
 
 def inspect_verb(arguments: argparse.Namespace) -> int:
