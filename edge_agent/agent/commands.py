@@ -73,6 +73,12 @@ class Operator(Protocol):
         its index, whatever the file has become meanwhile."""
         ...
 
+    async def install_from(
+        self, path: str, digest: str, limit_s: float | None = None, trial: str = ""
+    ) -> Mapping[str, Any]:
+        """Install the package with this digest of its index from a file that stays where it is, on a stick."""
+        ...
+
     async def fetch(
         self,
         url: str,

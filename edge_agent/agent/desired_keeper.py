@@ -68,7 +68,8 @@ class PackageSource(Protocol):
     """Where packages are looked for. Implemented by `app.daemon.InboxSource`."""
 
     def find(self, wanted: Collection[str]) -> Coroutine[Any, Any, Mapping[str, str]]:
-        """For digests that are wanted and can be had now: what `Operator.install` takes."""
+        """For digests that are wanted and can be had now: the name that `Operator.install` takes, or the path that
+        `install_from` takes, by its slash."""
         ...
 
     def refused(self, name: str) -> None:
@@ -273,7 +274,10 @@ class DesiredKeeper:
         number = (attempt.number - 1) % (len(urls) + (found is not None))
         if found is not None and number == 0:
             self._file = found
-            await self._operator.install(found, attempt.limit_s, digest, self._trial())
+            if "/" in found:
+                await self._operator.install_from(found, digest, attempt.limit_s, self._trial())
+            else:
+                await self._operator.install(found, attempt.limit_s, digest, self._trial())
         else:
             state, url = self._state, urls[number - (found is not None)]
 

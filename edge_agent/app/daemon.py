@@ -220,7 +220,8 @@ def _trace_reports(
 def _desired(
     settings: Settings, context: Context, library: ModelStore, store: StoreProcess, publisher: Publisher
 ) -> tuple[DesiredKeeper, DownloadKeeper]:
-    inbox, storage = InboxSource(settings.store.inbox_path), DesiredFile(settings.store.state_dir)
+    inbox = InboxSource(settings.store.inbox_path, settings.store.sticks_dir)
+    storage = DesiredFile(settings.store.state_dir)
     keeper = DesiredKeeper(context, library.packages, store, inbox, storage, publisher.reported)
     return keeper, DownloadKeeper(settings.store.state_dir / DOWNLOADS)
 
@@ -270,18 +271,28 @@ def _identity(settings: Settings, board: Board, threads: int) -> Identity:
 
 
 class InboxSource:
-    """The packages of the incoming folder, looked for in a thread. Implements `desired_keeper.PackageSource`."""
+    """The packages of the incoming folder, looked for in a thread, and those on sticks. Implements
+    `desired_keeper.PackageSource`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, sticks: Path | None = None) -> None:
         self._packages = InboxPackages(folder)
+        self._sticks = None
+        if sticks is not None:
+            from edge_agent.store.stick_packages import StickLook, StickPackages  # memory, where they are looked at
+
+            self._sticks = StickLook(StickPackages(sticks))
 
     async def find(self, wanted: Collection[str]) -> Mapping[str, str]:
-        """See `desired_keeper.PackageSource`."""
-        return await asyncio.to_thread(self._packages.find, wanted)
+        """See `desired_keeper.PackageSource`; what lies in the incoming folder comes first."""
+        on_sticks = {} if self._sticks is None else await self._sticks.find(wanted)
+        return {**on_sticks, **await asyncio.to_thread(self._packages.find, wanted)}
 
     def refused(self, name: str) -> None:
         """See `desired_keeper.PackageSource`."""
-        self._packages.refused(name)
+        if self._sticks is not None and "/" in name:
+            self._sticks.refused(name)
+        else:
+            self._packages.refused(name)
 
 
 class StoreProcess:
@@ -308,6 +319,12 @@ class StoreProcess:
         if before is not None and before == await asyncio.to_thread(file_mark, path):  # else another one came meanwhile
             await asyncio.to_thread(self._clear, path)
         return report
+
+    async def install_from(
+        self, path: str, digest: str, limit_s: float | None = None, trial: str = ""
+    ) -> Mapping[str, Any]:
+        """See `commands.Operator`."""
+        return await self._run(limit_s, "install", path, "--digest", digest, *_trial_option(trial))
 
     async def fetch(
         self,

@@ -111,6 +111,10 @@ class StoreSettings:
     inbox_dir: Annotated[Path | None, Example("/var/lib/edge-agent/inbox")] = None
     """The only folder from which `cmd/install` takes packages by name. Unset: `inbox` in the state folder."""
 
+    sticks_dir: Annotated[Path | None, Example("/media/edge-agent")] = None
+    """The folder below which USB sticks are mounted. A package (.tar) at the top of one is taken where a desired state
+    waits for it; nothing is written there. Unset: sticks are not looked at."""
+
     download_kib_s: Annotated[int | None, Between(1, 16 * limits.MIB), Example(500)] = None
     """The most KiB a second that a package is fetched with over HTTP, so that others have the line, too. Unset: as fast
     as it comes."""

@@ -25,13 +25,13 @@ MOST_FILES = 1024
 Mark = tuple[int, ...]
 
 
-def package_digest(path: Path) -> str:
-    """The digest of the index that a package claims. Raises PackageError."""
+def package_digest(path: Path, descriptor: int | None = None) -> str:
+    """The digest of the index that a package claims; `descriptor`: it is open already. Raises PackageError."""
     # Imported here, because a daemon that is told no desired state needs none of it, and modules cost it memory.
     from edge_agent.bundle import sign
     from edge_agent.bundle.layout import open_package
 
-    with open_package(path) as package:
+    with open_package(path, descriptor) as package:
         _, payload = sign.unwrap(package.read(RELEASE_FILE, limits.STATEMENT_BYTES), RELEASE_TYPE, RELEASE_FILE)
     return decode(payload, Release, RELEASE_FILE, limits.STATEMENT_BYTES).index.digest
 

@@ -5,7 +5,7 @@ fetched first, so a package that is not wanted or not trusted is refused before 
 the blobs that are missing, once there is room for them.
 
 The install trusts nothing of this: it verifies the folder as any other package. Used in processes of their own; the
-daemon never imports it.
+daemon never imports it. A file of its own because nothing is walked here, as a tar on a server is.
 """
 
 from __future__ import annotations

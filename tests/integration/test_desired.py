@@ -107,6 +107,27 @@ def test_a_package_is_fetched_from_the_source_that_desired_names(tmp_path: Path)
             thread.join()
 
 
+def test_a_package_on_a_stick_is_installed_and_stays_there(tmp_path: Path) -> None:
+    package = echo_package(tmp_path)
+    with Mosquitto(tmp_path) as broker:
+        agent = AgentProcess(tmp_path / "device", broker.port)
+        text = agent.config.read_text()
+        agent.config.write_text(text.replace("[store]\n", f'[store]\nsticks_dir = "{tmp_path / "media"}"\n'))
+        stick = tmp_path / "media" / "usb"
+
+        async def run() -> None:
+            async with desk(broker) as table:
+                say(table, 1, {"model": "echo", "package": package_digest(package)})
+                with running(agent):
+                    await until(lambda: reported(table)["version"] == 1, WAIT_S)
+                    stick.mkdir(parents=True)
+                    shutil.copy(package, stick / "any-name.tar")
+                    assert (await ended(table, 1))["state"] == "applied"
+                    assert [path.name for path in stick.iterdir()] == ["any-name.tar"]
+
+        asyncio.run(run())
+
+
 def test_a_forged_file_is_passed_by_and_a_killed_daemon_goes_on(tmp_path: Path) -> None:
     good = echo_package(tmp_path)
     bad = tmp_path / "bad.tar"

@@ -23,6 +23,7 @@ def test_every_version_ends_whatever_goes_wrong() -> None:
         assert not outcome.complaints, str(outcome)
         counts += outcome.counts
     assert counts["item applied"] > 2 * COUNT and counts["item refused"] > COUNT / 4, "they are not idle"
+    assert counts["from a stick"] > COUNT / 10
     assert counts["cut in a change"] > COUNT / 10 and counts["kill"] > COUNT / 4 and counts["full"] > COUNT / 4
 
 

@@ -46,6 +46,7 @@ from edge_agent.store.desired_file import DesiredFile
 from edge_agent.store.inbox_packages import InboxPackages, file_mark, package_digest
 from edge_agent.store.install_plan import InstallContext
 from edge_agent.store.model_store import ModelStore
+from edge_agent.store.stick_packages import StickPackages
 from tests.support import packages as tiny
 from tests.support.fakes import FakeTransport
 from tests.support.virtual_time import Stuck, VirtualLoop
@@ -62,7 +63,8 @@ FAULTS = (
     "publish", "publish", "publish", "old message", "damaged message", "withdraw", "kill", "power cut",
     "power cut in a change", "power cut in a change", "power cut in a change",
     "orderly stop", "kill at a save", "full", "room", "clock", "broker", "vanish", "arrive", "arrive", "half", "forged",
-    "arrive all", "arrive all", "by hand", "by hand", "unreadable", "server",
+    "arrive all", "arrive all", "by hand", "by hand", "unreadable", "server", "server lies",
+    "stick", "stick", "stick away", "stick away in a change",
 )  # fmt: skip
 
 
@@ -163,18 +165,18 @@ class Storage(DesiredFile):
 
 
 class Source:
-    """The incoming folder, read where it stands: threads have no time of their own here."""
+    """The incoming folder and the sticks, read where they stand: threads have no time of their own here."""
 
-    def __init__(self, inbox: InboxPackages) -> None:
-        self._inbox = inbox
+    def __init__(self, inbox: InboxPackages, sticks: StickPackages) -> None:
+        self._inbox, self._sticks = inbox, sticks
 
     async def find(self, wanted: Collection[str]) -> Mapping[str, str]:
         """See `PackageSource`."""
-        return self._inbox.find(wanted)
+        return {**self._sticks.find(wanted), **self._inbox.find(wanted)}
 
     def refused(self, name: str) -> None:
         """See `PackageSource`."""
-        self._inbox.refused(name)
+        (self._sticks if "/" in name else self._inbox).refused(name)
 
 
 class Life:
@@ -193,7 +195,7 @@ class Life:
             context,
             history.packages,
             self,
-            Source(InboxPackages(history.inbox)),
+            Source(InboxPackages(history.inbox), StickPackages(history.sticks)),
             Storage(history, self),
             publisher.reported,
         )
@@ -228,6 +230,18 @@ class Life:
 
         return await self._child(work, limit_s)
 
+    async def install_from(
+        self, path: str, digest: str, limit_s: float | None = None, trial: str = ""
+    ) -> Mapping[str, Any]:
+        """See `Operator`."""
+        history = self.history
+
+        def work(store: ModelStore) -> None:
+            store.install(Path(path), digest=digest)
+
+        history.outcome.counts["from a stick"] += 1
+        return await self._child(work, limit_s)
+
     async def fetch(
         self,
         url: str,
@@ -242,8 +256,11 @@ class Life:
         def work(store: ModelStore) -> None:
             if not history.server_up or digest not in catalogue().data:
                 raise StoreError("the server answers 404 Not Found", url, cause=Cause.SOURCE)
-            path = history.folder / "fetched.tar"
-            path.write_bytes(catalogue().data[digest])
+            path, data = history.folder / "fetched.tar", catalogue().data[digest]
+            if history.server_lies:
+                history.outcome.counts["a lie fetched"] += 1
+                data = history.worse(data)
+            path.write_bytes(data)
             store.install(path, digest=digest)
 
         return await self._child(work, limit_s)
@@ -301,6 +318,10 @@ class History:
         self.full, self.broker_up, self.unreadable = False, True, False
         self.unsaved = self.quick = False
         self.server_up = True
+        self.server_lies = False
+        self.sticks = folder / "sticks"
+        self.sticks.mkdir()
+        self.pull_at: str | None = None
         self.reported: dict[str, Any] = {}
         self.retained = b""
         self.published: list[bytes] = []
@@ -348,9 +369,11 @@ class History:
             raise asyncio.CancelledError from None
 
     def _store(self) -> ModelStore:
-        cut_at, self.cut_at = self.cut_at, None
+        (cut_at, self.cut_at), (pull_at, self.pull_at) = (self.cut_at, None), (self.pull_at, None)
 
         def at(point: str) -> None:
+            if point == pull_at:
+                self._pull_sticks()
             if point == cut_at:
                 raise Killed
 
@@ -417,8 +440,8 @@ class History:
         self.note("PEACE")
         if self.life is not None:
             self.life.doomed = ""
-        self.full = self.unreadable = False
-        self.cut_at = None
+        self.full = self.unreadable = self.server_lies = False
+        self.cut_at = self.pull_at = None
         self.broker(up=True)
         await asyncio.sleep(max(WITHIN_S) + SLACK_S)
         self._judge("in peace")
@@ -506,6 +529,10 @@ class History:
                 self.broker(up=not self.broker_up)
             case "server":
                 self.server_up = not self.server_up
+            case "server lies":
+                self.server_lies = not self.server_lies
+            case "stick" | "stick away" | "stick away in a change":
+                self._stick(fault)
             case "unreadable":
                 self.unreadable = not self.unreadable
             case "by hand":
@@ -574,6 +601,35 @@ class History:
     def arrive(self, digest: str) -> None:
         """A package lies in the incoming folder, whole."""
         (self.inbox / f"{digest[7:15]}.tar").write_bytes(catalogue().data[digest])
+
+    def worse(self, data: bytes) -> bytes:
+        """What a bad source makes of a package."""
+        place = self.dice.randrange(len(data))
+        return self.dice.choice(
+            (b"<html>" * 999, data[:place], data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        )
+
+    def _stick(self, fault: str) -> None:
+        if fault == "stick away in a change":
+            self.pull_at = self.dice.choice(("opened", "verified", "blob-begun"))
+        elif fault == "stick away":
+            self._pull_sticks()
+        else:
+            self._put_stick()
+
+    def _put_stick(self) -> None:
+        stick = self.sticks / self.dice.choice("ab")
+        stick.mkdir(exist_ok=True)
+        for digest, data in catalogue().data.items():
+            if self.dice.random() < 0.5:
+                whole = self.dice.random() < 0.7
+                (stick / f"{digest[7:15]}.tar").write_bytes(data if whole else self.worse(data))
+
+    def _pull_sticks(self) -> None:
+        """An open file gives nothing more then."""
+        for path in sorted(self.sticks.glob("*/*")):
+            os.truncate(path, 0)
+            path.unlink()
 
     def _files(self, fault: str) -> None:
         digest = self.dice.choice(sorted(catalogue().data))

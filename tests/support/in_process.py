@@ -75,6 +75,12 @@ class FakeOperator:
         """See `Operator`."""
         return await self._do("install", package)
 
+    async def install_from(
+        self, path: str, digest: str, limit_s: float | None = None, trial: str = ""
+    ) -> Mapping[str, Any]:
+        """See `Operator`."""
+        return await self._do("install_from", path)
+
     async def fetch(
         self,
         url: str,

@@ -29,14 +29,15 @@ class Shop:
 
     def __init__(self, *digests: str) -> None:
         self.digests = set(digests)
+        self.place = ""
 
     async def find(self, wanted: Collection[str]) -> Mapping[str, str]:
         """See `PackageSource`."""
-        return {digest: f"{digest[7]}.tar" for digest in wanted if digest in self.digests}
+        return {digest: f"{self.place}{digest[7]}.tar" for digest in wanted if digest in self.digests}
 
     def refused(self, name: str) -> None:
         """See `PackageSource`."""
-        self.digests = {digest for digest in self.digests if f"{digest[7]}.tar" != name}
+        self.digests = {digest for digest in self.digests if f"{self.place}{digest[7]}.tar" != name}
 
 
 class Installer:
@@ -57,6 +58,15 @@ class Installer:
         await self._spend("install", package, limit_s)
         self.trials.append(trial)
         self.library.install(a_model("m", a_variant(package[0] * 64)))
+        return {}
+
+    async def install_from(
+        self, path: str, digest: str, limit_s: float | None = None, trial: str = ""
+    ) -> Mapping[str, Any]:
+        """See `Operator`."""
+        await self._spend("install_from", path, limit_s)
+        self.trials.append(trial)
+        self.library.install(a_model("m", a_variant(digest[7:])))
         return {}
 
     async def fetch(
@@ -295,6 +305,25 @@ def test_a_file_that_is_not_the_package_is_passed_by_and_the_next_source_is_trie
             ("fetch", sources[0]["url"]),
         ]
         assert ports["source"].digests == set(), "the file is not taken again before it changes"
+        assert reported(device)["state"] == "applied"
+
+    Device.run(scenario, ports=ports)
+
+
+def test_a_stick_that_is_pulled_out_is_waited_for(tmp_path: Path) -> None:
+    ports = parts(tmp_path, P1)
+    ports["source"].place = "/media/edge-agent/usb/"
+    ports["operator"].faults = [StoreError("it cannot be read: is the stick still there?", cause=Cause.SOURCE)]
+
+    async def scenario(device: Device) -> None:
+        await device.intake.take(message(1))
+        await pass_s(device, 30)
+        (item,) = reported(device)["items"]
+        assert (item["state"], item["cause"]) == ("pending", "source") and "is the stick still there" in item["reason"]
+        assert item["next"] == "waits for the package, which is in no source"
+        ports["source"].digests = {P1}
+        await pass_s(device, 30)
+        assert [call[:2] for call in device.operator.calls] == [("install_from", "/media/edge-agent/usb/1.tar")] * 2
         assert reported(device)["state"] == "applied"
 
     Device.run(scenario, ports=ports)

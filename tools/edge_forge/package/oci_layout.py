@@ -9,6 +9,7 @@ else writes it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -28,13 +29,12 @@ def write_layout(path: Path, folder: Path) -> str:
     UsageError, PackageError."""
     if folder.exists():
         raise UsageError("is there already", str(folder), "name a folder that does not exist")
-    (folder / BLOBS).mkdir(parents=True)
-    try:
-        with open_package(path) as package:
-            return _write(package, folder)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+    with open_package(path) as package, contextlib.ExitStack() as unfinished:
+        unfinished.callback(shutil.rmtree, folder, ignore_errors=True)
+        (folder / BLOBS).mkdir(parents=True)
+        digest = _write(package, folder)
+        unfinished.pop_all()
+    return digest
 
 
 def _write(package: Package, folder: Path) -> str:
