@@ -196,9 +196,10 @@ class _TlsConnection(http.client.HTTPSConnection):
 
 
 def _never_tls(reason: object) -> bool:
-    """A certificate that is not trusted, or a server without TLS: the next connection would meet the same."""
-    unverified = isinstance(reason, ssl.SSLCertVerificationError)
-    return unverified or (isinstance(reason, ssl.SSLError) and reason.reason == "WRONG_VERSION_NUMBER")
+    """TLS did not come about, as with a certificate that is not trusted or a server without TLS: the next connection
+    would meet the same. One that merely broke off is another matter."""
+    broke_off = isinstance(reason, (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError))
+    return isinstance(reason, ssl.SSLError) and not broke_off
 
 
 def opener(limit: HeadLimit) -> urllib.request.OpenerDirector:
