@@ -444,9 +444,10 @@ class History:
         self.cut_at = self.pull_at = None
         self.broker(up=True)
         await asyncio.sleep(max(WITHIN_S) + SLACK_S)
-        self._judge("in peace")
         while self.children:  # what a person began in the trouble
             await asyncio.sleep(1.0)
+        await asyncio.sleep(2.0)  # the keeper looks once a second
+        self._judge("in peace")
         self.quick = True
         for digest in catalogue().data:
             self.arrive(digest)
