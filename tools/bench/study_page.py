@@ -232,6 +232,15 @@ def _told(content: Content) -> Iterator[str]:
             f"Rows were cut: {', '.join(small)}. Scores lie below those of all rows, the number of steps is smaller, "
             "and the best step size for so few steps is not that of a long training."
         )
+    single = [
+        f"{name} on {task}" for task in content["tasks"] for name in _names(content, task)
+        if len(_rates(content, task, name)) == 1
+    ]  # fmt: skip
+    if single:
+        yield (
+            f"One step size alone was tried, which is not known to be the best, for {', '.join(single)}: which method "
+            "learns more is not told by these runs; what they cost is."
+        )
     edges = [f"{name} on {task} ({side})" for task, name, side in _edges(content)]
     if edges:
         yield (

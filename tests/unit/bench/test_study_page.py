@@ -64,6 +64,9 @@ def test_the_page_says_what_it_cannot_tell() -> None:
     said = study_page.page(WHOLE)
     assert "Nothing is said of sst2: no run was made." in said and "Not run." in said
     assert "full on rte (largest), lora r8 on rte (smallest)" in said
+    assert "One step size alone" not in said
+    begun = study_page.page(content(full=[full(17, 1e-4, 0.8)]))
+    assert "One step size alone was tried, which is not known to be the best, for full on rte:" in begun
     assert "Rows were cut: rte (1,000 training and 1,000 test rows)" in said
     assert "Some methods have 2 seeds" in said
     assert "A training had 25 to 50 % of a core." in said  # other programs ran
