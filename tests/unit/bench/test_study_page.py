@@ -57,7 +57,10 @@ def test_lora_is_set_beside_full_at_the_best_step_size_of_each() -> None:
     assert "lora r8 beside full: 50 % of the processor time, 60 % of the peak memory, +0.0 points" in said
     assert "(at most 60 % of the time and 65 % of the memory at no more than 0.3 points less) is met." in said
     dear = content(full=[full(17, 1e-4, 0.8)], lora_r8=[run(17, 1e-3, 0.8, cpu_s=61.0)])
-    assert "is not met, and one seed proves neither." in study_page.page(dear)
+    assert "is not met. One seed proves neither." in study_page.page(dear)
+    once = study_page.page(content(full=[full(17, 1e-4, 0.6)], lora_r8=[run(17, 1e-3, 0.8)]))
+    assert "the points are not judged, since one step size alone was tried" in once and "is met" not in once
+    assert "rule, were these step sizes the best ones: **Take lora r8**" in once
 
 
 def test_the_page_says_what_it_cannot_tell() -> None:
