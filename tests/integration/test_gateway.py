@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 
-from edge_agent.cli import main
 from tests.support import generators
 from tests.support.agents import AgentProcess, echo_package, running
 from tests.support.mosquitto import Mosquitto
@@ -202,12 +201,11 @@ def test_a_device_that_nobody_knows_is_said(agent: AgentProcess) -> None:
     assert said.startswith("edge-agent: nobody has published no status: is the name right, does it run?"), said
 
 
-def test_what_cannot_be_started_is_a_sentence(
-    agent: AgentProcess, address: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_started_is_a_sentence(agent: AgentProcess, address: str) -> None:
     def run(*options: str) -> tuple[int, str]:
-        code = main(["gateway", "--config", str(agent.config), *options])
-        return code, capsys.readouterr().err
+        command = [sys.executable, "-m", "edge_agent", "gateway", "--config", str(agent.config), *options]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        return done.returncode, done.stderr
 
     code, said = run("--listen", "0.0.0.0", "--port", "1")  # said before a broker is looked for
     assert (code, "could ask without a token" in said) == (2, True), said
