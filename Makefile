@@ -94,7 +94,7 @@ $(LITERT): $(STAMP)
 	@$(BIN)/python -m pip install --quiet --no-deps --upgrade 'typing_extensions>=4.16'
 	@touch $@
 
-# 275 MB (TRL with its data library) that no demo needs.
+# 280 MB (TRL with its data library) that no demo needs.
 .PHONY: prefer
 prefer: $(PREFER)
 
@@ -178,7 +178,6 @@ histories: setup
 storm: setup llamacpp
 	@$(BIN)/python -m tests.support.hostile_clients storm
 
-# Power cuts and errors of the disk at every operation of store and spool (needs strace; never run whole).
 ROLLOUTS ?= 10000
 .PHONY: rollouts
 rollouts: setup
@@ -189,6 +188,7 @@ FLEET ?= 200
 fleet-figures: setup
 	@$(BIN)/python -m tests.support.fleet_devices --devices $(FLEET)
 
+# Power cuts and errors of the disk at every operation of store and spool (needs strace; never run whole).
 .PHONY: powercut
 powercut: setup
 	@$(BIN)/python -m tests.support.power_cuts

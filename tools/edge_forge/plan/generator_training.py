@@ -458,4 +458,6 @@ class GeneratorTraining:
         """Raise what is missing on this machine before anything long begins."""
         engine.require()
         if self.recipe.prefers and importlib.util.find_spec("trl") is None:
-            raise BackendMissing("TRL is not installed", "task.kind", "install edge-agent with its extra forge-prefer")
+            raise BackendMissing(
+                "TRL is not installed", "task.kind", "the extra forge-prefer; `make prefer` in the clone"
+            )
