@@ -185,8 +185,16 @@ def _add_bridges(verbs: Any) -> None:
     verb.add_argument(
         "--textfile", type=Path, metavar="FILE", help="write FILE.prom for node_exporter instead (default: over HTTP)"
     )
-    verb.add_argument("--otlp", metavar="URL", help="to an OpenTelemetry collector, with spans (default: over HTTP)")
-    verb.add_argument("--interval", type=float, default=15.0, metavar="S", help="from send to send (default: 15)")
+    verb.add_argument(
+        "--otlp", metavar="URL", help="to an OpenTelemetry collector instead, with spans (default: over HTTP)"
+    )
+    verb.add_argument(
+        "--interval",
+        type=float,
+        default=15.0,
+        metavar="S",
+        help="seconds between two text files, or two sends (default: 15)",
+    )
     verb.add_argument("--all", action="store_true", help="for all devices of the broker (default: for --device alone)")
     verb.add_argument(
         "--dashboards",
