@@ -217,20 +217,20 @@ class _Collector:
     def __init__(self, url: str) -> None:
         self._url = url
         self._away: dict[str, bool] = {}
-        self._last_words = _LastWords()
-        logging.getLogger("opentelemetry").addHandler(self._last_words)
+        self._last_warning = _LastWarning()
+        logging.getLogger("opentelemetry").addHandler(self._last_warning)
 
     def note(self, kind: str, taken: bool) -> None:
         """An export of this kind (`metrics`, `spans`) came to an end."""
         if taken != self._away.get(kind, False):
             return
         self._away[kind] = not taken
-        why = f": {self._last_words.text}" if self._last_words.text else ""
+        why = f": {self._last_warning.text}" if self._last_warning.text else ""
         said = f"takes {kind} again" if taken else f"takes no {kind}, which are lost until it does{why}"
         print(f"edge-agent: the collector at {self._url} {said}", file=sys.stderr, flush=True)
 
 
-class _LastWords(logging.Handler):
+class _LastWarning(logging.Handler):
     """Keeps the last warning of the library, which would write one at every attempt."""
 
     def __init__(self) -> None:
