@@ -459,7 +459,7 @@ class RolloutDriver:
 def _turn_text(state: RolloutState, look: Look) -> str:
     """What is said where a rollout turns, or ends."""
     if state.phase == "returning":
-        return f"stopped: {state.reason}; what was given it goes back"
+        return f"stopped: {state.reason}; every device that was given it gets what it had"
     open_ = (DeviceProgress.UNANSWERED, DeviceProgress.WAITING)
     counts = Counter(DeviceProgress.WAITING if how in open_ else how for how, _ in look.devices.values())
     words = {
