@@ -86,6 +86,7 @@ KEPT_BYTES = 64 * KIB
 """Of what a command says on its way, the end is kept."""
 JTOP_RETRY_S = 30.0
 DOWNLOADS_S = 6 * 3600.0
+"""How often downloads that were given up are looked for; a week makes one old."""
 
 
 class JournalFormatter(logging.Formatter):

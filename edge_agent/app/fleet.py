@@ -25,8 +25,8 @@ CLEAR = "\x1b[H\x1b[2J"
 
 
 def status(arguments: argparse.Namespace) -> int:
-    """Print the table once, or again and again with `watch`. 1 where no device was heard, or none is left by the
-    filters."""
+    """Print the table once, or again and again with `watch`. 1 where no device was heard whose name was asked
+    for; `trouble` and `model` leave lines out and do not count."""
     if not 0 <= arguments.seconds <= 3600:
         raise UsageError(f"--seconds is {arguments.seconds:g}; 0 to 3600 are possible")
     place, table = target(arguments), DeviceTable(arguments.devices)
