@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from edge_agent.exporter.device_metrics import DeviceMetrics
-    from edge_agent.exporter.otlp import Spans
+    from edge_agent.exporter.otlp import RequestSpans
 
 SHORTEST_S, LONGEST_S = 1.0, 3600.0
 
@@ -129,7 +129,7 @@ def _published(arguments: argparse.Namespace, registry: CollectorRegistry) -> It
 
 
 @contextlib.contextmanager
-def _collected(arguments: argparse.Namespace, known: DeviceMetrics) -> Iterator[Spans | None]:
+def _collected(arguments: argparse.Namespace, known: DeviceMetrics) -> Iterator[RequestSpans | None]:
     """What takes the reports of traced requests while metrics and spans go to a collector; None where none is named."""
     url: str | None = arguments.otlp
     if url is None:

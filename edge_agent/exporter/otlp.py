@@ -72,7 +72,7 @@ OPERATIONS: Mapping[str, str] = {"embed": "embeddings", "generate": "text_comple
 UNITS: Mapping[str, str] = {"seconds": "s", "bytes": "By", "celsius": "Cel", "joules": "J", "watts": "W", "ratio": "1"}
 
 
-class Spans:
+class RequestSpans:
     """Spans of the devices' requests, each device a service instance."""
 
     def __init__(self, exporter: SpanExporter) -> None:
@@ -258,7 +258,7 @@ class _NotedSpans(SpanExporter):
 
 
 @contextmanager
-def exporting(url: str, known: DeviceMetrics, interval_s: float) -> Iterator[Spans]:
+def exporting(url: str, known: DeviceMetrics, interval_s: float) -> Iterator[RequestSpans]:
     """Send metrics at the interval, and what the spans take, for the length of the block; both once more at its end.
 
     `url` is the collector's root, such as http://localhost:4318. Headers, certificates and compression are set as for
@@ -266,7 +266,7 @@ def exporting(url: str, known: DeviceMetrics, interval_s: float) -> Iterator[Spa
     """
     root = url.rstrip("/")
     collector = _Collector(root)
-    spans = Spans(_NotedSpans(OTLPSpanExporter(f"{root}/v1/traces", timeout=TIMEOUT_S), collector))
+    spans = RequestSpans(_NotedSpans(OTLPSpanExporter(f"{root}/v1/traces", timeout=TIMEOUT_S), collector))
     exporter = OTLPMetricExporter(f"{root}/v1/metrics", timeout=TIMEOUT_S)
     since_ns, ended = time.time_ns(), threading.Event()
 

@@ -17,7 +17,7 @@ need("prometheus_client", "opentelemetry.sdk", "opentelemetry.exporter.otlp.prot
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans  # noqa: E402 - after `need`
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter  # noqa: E402
 
-from edge_agent.exporter.otlp import Spans  # noqa: E402
+from edge_agent.exporter.otlp import RequestSpans  # noqa: E402
 from tests.support.otlp import Collector  # noqa: E402
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -46,10 +46,10 @@ GENERATED = RequestTrace(
 )
 
 
-def exported(*bodies: bytes, device: str = "pi", now_s: float = NOW_S) -> tuple[list[Any], Spans]:
+def exported(*bodies: bytes, device: str = "pi", now_s: float = NOW_S) -> tuple[list[Any], RequestSpans]:
     """The spans of these messages as they are sent."""
     memory = InMemorySpanExporter()
-    spans = Spans(memory)
+    spans = RequestSpans(memory)
     for body in bodies:
         spans.take(device, body, now_s)
     spans.close()
