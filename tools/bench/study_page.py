@@ -153,8 +153,10 @@ def _task(content: Content, task: str) -> Iterator[Block]:
     yield Paragraph(" ".join(said))
     if len(measured) > 1:
         fair = all(len(_rates(content, task, name)) > 1 for name in measured)
-        rule = "By `edge-forge compare`'s rule" + ("" if fair else ", were these step sizes the best ones") + ": "
-        yield Paragraph(rule + methods_table.recommendation(as_runs(content, task)))
+        if fair:
+            yield Paragraph("By `edge-forge compare`'s rule: " + methods_table.recommendation(as_runs(content, task)))
+        else:
+            yield Paragraph("No method is recommended: of one of them a single step size was tried.")
 
 
 def _row(content: Content, task: str, name: str, runs: Sequence[Mapping[str, Any]]) -> list[str]:
