@@ -42,8 +42,8 @@ class Lesson:
 
 @dataclass(frozen=True)
 class DistillationJob:
-    """A training whose model is cut out of a teacher. The rows' labels are read in validation, and where heads and neurons
-    are scored."""
+    """A training whose model is cut out of a teacher. The rows' labels are read in validation, and where heads and
+    neurons are scored."""
 
     training: ClassifierJob
     lesson: Lesson
