@@ -147,7 +147,7 @@ function state({ installed, choices, added, hours, others, version }) {
   for (const one of added) {
     if (!isName(one.model) || (one.adapter && !isName(one.adapter))) return { problem: `${one.model || "The model"} ${one.adapter} is no name that a package can have.` };
     if (!isDigest(one.package)) return { problem: "A package is named by sha256: and 64 digits, as edge-forge inspect prints it." };
-    if (one.url && !/^https?:\/\/[^/@\s]+(\/[!-~]*)?$/.test(one.url)) return { problem: "Packages are fetched from http://HOST/PATH or https://HOST/PATH, without a password." };
+    if (one.url && !/^(https?:\/\/[^/@\s]+(\/[!-~]*)?|oci:\/\/[^/@\s]+\/[!-~]+)$/.test(one.url)) return { problem: "Packages are fetched from http://HOST/PATH, https://HOST/PATH or oci://HOST/REPOSITORY:TAG, without a password." };
     const at = wanted.findIndex((other) => keyOf(other) === keyOf({ ...one, adapter: one.adapter || null }));
     if (at >= 0) wanted.splice(at, 1);
     wanted.push({ model: one.model, adapter: one.adapter || null, package: one.package });

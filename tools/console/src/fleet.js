@@ -51,7 +51,7 @@ export class Fleet {
     const [name, kind, ...rest] = topic.slice(this.prefix.length + 1).split("/");
     if (name === "group" && kind === "rollout" && rest.length === 1 && rest[0] === "state") {
       const state = payload.length === 0 ? null : decode(payload);
-      this.rollout = state === null ? null : { ...readRollout(state), heardMs: retained ? 0 : nowMs };
+      this.rollout = state === null ? null : { ...readRollout(state), heardMs: retained ? 0 : nowMs, keptMs: nowMs };
       return;
     }
     if (rest.length > 0 || !isDevice(name) || !KINDS.includes(kind)) return;

@@ -15,10 +15,12 @@ export function Rollout({ fleet, broker }) {
   const nowMs = Date.now();
   const under = rollout.phase === "rolling" || rollout.phase === "returning";
   const heard = rollout.heardMs > 0 && nowMs - rollout.heardMs < CLAIM_MS;
+  // The state that the broker kept says nothing of who is at work now: a claim's time is waited for a word.
+  const listening = rollout.heardMs === 0 && nowMs - rollout.keptMs < CLAIM_MS;
   const all = rollout.waves.flat();
   const given = rollout.waves.slice(0, rollout.wave + 1).flat();
   const found = { applied: 0, failed: 0, waiting: 0 };
-  for (const name of given) found[far(fleet.devices.get(name)?.reported ?? null, rollout.wanted)] += 1;
+  for (const name of given) found[progressOf(fleet.devices.get(name)?.reported ?? null, rollout.wanted)] += 1;
   const send = () => {
     ask(false);
     broker.returnAll(rollout.id, ({ failed }) => tell({ bad: Boolean(failed), text: failed || "whoever carries it out is asked to return all devices" }));
@@ -33,6 +35,7 @@ export function Rollout({ fleet, broker }) {
       {all.length > 0 && <progress value={found.applied} max={all.length} />}
       {rollout.reason && <p class="bad">{rollout.reason}</p>}
       {under && (heard ? <p class="none">carried out by {rollout.who || "somebody"}, heard {age(nowMs - rollout.heardMs)} ago</p>
+        : listening ? <p class="none">listening for whoever carries it out</p>
         : <p class="bad">nobody was heard to carry it out; edge-agent fleet rollout --resume takes it up</p>)}
       {rollout.phase === "rolling" && heard && rollout.id !== null && !asked && <button onClick={() => ask(true)}>Return all devices</button>}
       {asked && (
@@ -47,10 +50,13 @@ export function Rollout({ fleet, broker }) {
   );
 }
 
-/** How far a device is with what the plan names, by its own words. */
-function far(reported, wanted) {
+/** How far a device is with what the plan names, by its own words; a package on trial on requests is not applied yet. */
+function progressOf(reported, wanted) {
   const items = wanted.map((one) => reported?.items.find((item) =>
     item.model === one.model && item.adapter === one.adapter && (item.package || null) === one.package));
-  if (items.some((one) => one?.state === "refused" || one?.state === "rolled-back")) return "failed";
+  const trials = (reported?.trials ?? []).filter((trial) => trial.package && wanted.some((one) => one.package === trial.package));
+  const failed = items.some((one) => one?.state === "refused" || one?.state === "rolled-back");
+  if (failed || trials.some((trial) => trial.state === "returned")) return "failed";
+  if (trials.some((trial) => trial.state === "running")) return "waiting";
   return items.length > 0 && items.every((one) => one?.state === "applied") ? "applied" : "waiting";
 }
