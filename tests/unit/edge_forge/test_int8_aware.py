@@ -79,6 +79,16 @@ def test_a_model_in_this_arithmetic_computes_the_banked_int8_graph_with_an_adapt
     assert off[0] < 1e-3
 
 
+def test_every_large_table_is_read_in_int8_rows_as_in_the_graph(wide_base, monkeypatch):
+    monkeypatch.setattr(int8_aware, "EMBEDDING_BYTES_MIN", 32 * 32 * 4)  # positions, not tokens or types
+    encoder = open_encoder(wide_base)
+    int8_aware.compute_in_int8(encoder, wide_base, 16)
+    for name, in_rows in (("position_embeddings", True), ("token_type_embeddings", False)):
+        table = encoder.model.get_submodule(f"embeddings.{name}")
+        found, weight = table(torch.arange(2)), table.weight[:2]
+        assert torch.equal(found, int8_aware.by_row(weight)) == in_rows and torch.equal(found, weight) != in_rows
+
+
 def test_the_same_channels_are_apart_as_in_the_graph(wide_base, tmp_path):
     export.trace_base(base_dir=wide_base, out_dir=tmp_path, base_id=BASE_ID, max_tokens=16)
     model = onnx.load(tmp_path / "encoder.onnx")

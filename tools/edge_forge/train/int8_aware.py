@@ -2,8 +2,9 @@
 
 Every linear layer that the export quantises computes as `export.onnx.quantize.quantize_per_token` writes it: weights in
 int8 codes with a scale per output channel, inputs in codes with a scale per token, the few wide channels of a tensor in
-float, and large tables of tokens in int8 rows. Sums are in float32 here; those of the integers are exact, and differ by
-float32's rounding. Gradients pass the rounding unchanged (straight-through, Bengio et al. 2013).
+float, and large tables that are looked up (tokens; of wide bases positions too) in int8 rows. Sums are in float32
+here; those of the integers are exact, and differ by float32's rounding. Gradients pass the rounding unchanged
+(straight-through, Bengio et al. 2013).
 
 An adapter's branch is added in float to the product with the base's codes, as the banked graph computes it. A merged
 graph has codes of the sum of both, which are others.
@@ -102,9 +103,9 @@ def compute_in_int8(encoder: Encoder, base_dir: Path, max_tokens: int) -> int:
     for name, magnitudes in inputs.items():
         linear = encoder.model.get_submodule(name)
         linear.forward = types.MethodType(_Product(linear.in_features, wide(magnitudes)), linear)
-    table = encoder.model.get_input_embeddings()
-    if table.weight.numel() * 4 >= EMBEDDING_BYTES_MIN:
-        table.register_forward_hook(lambda _, __, rows: by_row(rows))
+    for table in encoder.model.modules():
+        if isinstance(table, nn.Embedding) and table.weight.numel() * 4 >= EMBEDDING_BYTES_MIN:
+            table.register_forward_hook(lambda _, __, rows: by_row(rows))
     return len(inputs)
 
 
