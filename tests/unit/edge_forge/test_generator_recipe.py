@@ -65,6 +65,7 @@ def test_the_least_recipe_and_its_settings():
         ({"task": {"kind": "prefer"}, "data": {"completion": "c"}}, "unknown key 'data.completion'"),
         ({"task": {"kind": "prefer"}, "method": {"name": "adalora"}}, "AdaLoRA is not for preferences: peft adds"),
         ({"task": {"kind": "prefer"}, "base": {"source": "new:llama"}}, "no answers to choose between"),
+        ({"task": {"kind": "prefer"}, "train": {"processes": 2}}, "train.processes: preferences are trained in one"),
     ],
 )
 def test_what_is_wrong_is_named(sections, words):

@@ -240,6 +240,11 @@ def _check_relations(recipe: GeneratorRecipe, where: str, has_new: bool) -> None
             "base.source", "random weights have no answers to choose between",
             'train them first, with task.kind = "generate", and name that recipe: "recipe:../FOLDER"',
         )  # fmt: skip
+    if recipe.prefers and recipe.training.processes > 1:
+        raise wrong(
+            "train.processes", "preferences are trained in one process: TRL keeps the reference in a file of each",
+            "set processes = 1",
+        )  # fmt: skip
     if recipe.is_new and method.scope != EVERYTHING:
         raise wrong("method.name", "random weights are trained as a whole", 'set [method] name = "full"')
     new = recipe.new
