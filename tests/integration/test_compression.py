@@ -159,3 +159,9 @@ def test_what_cannot_be_cut_or_read_is_said_before_anything_is_trained(section, 
         plan.prepare()
     assert str(refused.value.where).endswith(where)
     assert not (tmp_path / "build" / "steps" / "train").exists()
+
+
+def test_unlabelled_texts_that_are_measured_rows_teach_nothing(tmp_path):
+    (tmp_path / "more.tsv").write_text(f"text\n{TEXTS[0].upper()}\nanother one\n")
+    plan = plan_of(tmp_path, compress={"layers": 2, "unlabelled": "more.tsv"})
+    assert [text for text, _ in plan.training.compression.further] == ["another one"]

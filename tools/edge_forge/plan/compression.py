@@ -9,6 +9,8 @@ method, the adapter bank and every export work on it as on its teacher's base.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -18,10 +20,11 @@ import msgspec
 
 from edge_agent.base.errors import EdgeError
 from edge_forge.data import knowledge_files
+from edge_forge.data.classifier_rows import normal
 from edge_forge.models import bases
 from edge_forge.plan.cache import StepResult
 from edge_forge.plan.cost import foretold, host_flops_per_s
-from edge_forge.plan.step_runner import StepRunner, digest_of_data, plain, with_log
+from edge_forge.plan.step_runner import StepRunner, plain, with_log
 from edge_forge.progress import Phases
 from edge_forge.recipe.classifier_recipe import ClassifierRecipe, CompressSection, with_method
 from edge_forge.train import settings as presets
@@ -97,12 +100,22 @@ class Compression:
 
     @cached_property
     def further(self) -> list[tuple[Any, str]]:
-        """The texts of `compress.unlabelled` as rows; the label is a stand-in that no loss reads."""
+        """The texts of `compress.unlabelled` as rows; the label is a stand-in that no loss reads.
+
+        Texts of validation and test rows are left out: a student that was taught on them would be scored too well.
+        """
         name, data = self.recipe.compress.unlabelled, self.teacher.data
         if not name:
             return []
         path = self.steps.recipe_dir / Path(name).expanduser()
-        return [(text, data.labels[0]) for text in knowledge_files.texts(path, bool(self.recipe.data.text_pair))]
+        found = knowledge_files.texts(path, bool(self.recipe.data.text_pair))
+        measured = {normal(row.text) for split in ("validation", "test") for row in data.splits[split]}
+        kept = [text for text in found if normal(text) not in measured]
+        if len(kept) < len(found):
+            self.steps.progress.warn(
+                f"{path}: {len(found) - len(kept)} of {len(found)} texts are validation or test rows; they are left out"
+            )
+        return [(text, data.labels[0]) for text in kept]
 
     @property
     def settings(self) -> TrainSettings:
@@ -123,8 +136,7 @@ class Compression:
             **teacher.data_step.digests("train.jsonl", "validation.jsonl"),
         }  # fmt: skip
         if section.unlabelled:
-            path = self.steps.recipe_dir / Path(section.unlabelled).expanduser()
-            inputs["unlabelled"] = digest_of_data(path, "compress")
+            inputs["unlabelled"] = hashlib.sha256(json.dumps(self.further).encode()).hexdigest()
         lesson = {**plain(section), "unlabelled": "", "teacher": ""}
         key = {"labels": list(rows.labels), **dataclasses.asdict(settings), "report_to": [], "lesson": lesson}
 
