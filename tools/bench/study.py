@@ -199,11 +199,20 @@ class MethodStudy:
                 raise
             except EdgeError as error:  # every step size fails; each is told in the results
                 self.progress.warn(f"{task}, {name}: {error}")
-        for count in range(1, self.wanted.seeds + 1):
+        for seed in range(FIRST_SEED, FIRST_SEED + self.wanted.seeds):
             for name, recipe in best.items():
-                trials.over_seeds(recipe, self._of(task, name), count)
+                self._seed(task, name, trials.changed(recipe, seed=seed))
         for name, recipe in best.items() if self.wanted.graphs else ():
             self._graphs(task, name, recipe)
+
+    def _seed(self, task: str, name: str, recipe: ClassifierRecipe) -> None:
+        """One run; the study goes on where it fails, which the results tell."""
+        try:
+            self._trial(task, name, recipe)
+        except (ConfigError, UsageError, BackendMissing):
+            raise
+        except EdgeError as error:
+            self.progress.warn(f"{task}, {name}, seed {recipe.training.seed}: {error}")
 
     def recipe(self, task: str, name: str) -> ClassifierRecipe:
         """The recipe of a run of a task at its usual step size."""

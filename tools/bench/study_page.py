@@ -193,16 +193,17 @@ def _loss(graph: Mapping[str, Any] | None, dtype: str) -> str:
 def as_runs(content: Content, task: str) -> dict[str, dict[str, Any]]:
     """The best runs of a task in the form that a comparison's figures have (`report.methods_table`).
 
-    Of runs with fewer seeds than others, all are cut to what each has: means over other seeds are no comparison.
+    Of runs with other seeds than others, all are cut to what each has: means over other seeds are no comparison.
     """
     best = {name: runs for name in _names(content, task) if (runs := _best(content, task, name))}
-    count = min(len(runs) for runs in best.values())
+    common = set.intersection(*({int(one["seed"]) for one in runs} for runs in best.values()))
     rows = content["tasks"][task]["rows"]["test"]
     found: dict[str, dict[str, Any]] = {}
     for name, runs in best.items():
         first = runs[0]
         found[name] = {
-            "seeds": [dict(one) for one in runs[:count]], "split": "test", "scores": {"test": {"rows": rows}},
+            "seeds": [dict(one) for one in runs if one["seed"] in common],
+            "split": "test", "scores": {"test": {"rows": rows}},
             "train": {"method": first["method"], "adapter_rank": first["adapter_rank"]},
         }  # fmt: skip
         if first["is_adapter"]:
@@ -261,12 +262,13 @@ def _lora_beside_full(content: Content, task: str) -> Iterator[str]:
     if not full or not best:
         return
     for name, runs in best.items():
-        count = min(len(runs), len(full))
+        others = {one["seed"]: one["accuracy"] for one in full}
+        rises = [one["accuracy"] - others[one["seed"]] for one in runs if one["seed"] in others]
+        count, points = len(rises), 100 * sum(rises) / len(rises)
         cost = {
             key: sum(one[key] for one in runs) / len(runs) / (sum(one[key] for one in full) / len(full))
             for key in ("cpu_s", "peak_bytes")
         }
-        points = 100 * sum(one["accuracy"] - other["accuracy"] for one, other in zip(runs, full, strict=False)) / count
         cheap = cost["cpu_s"] <= CPU_SHARE and cost["peak_bytes"] <= MEMORY_SHARE
         fair = len(_rates(content, task, name)) > 1 and len(_rates(content, task, "full")) > 1
         yield (

@@ -91,6 +91,17 @@ def test_methods_are_compared_by_equal_counts_of_seeds() -> None:
     }
 
 
+def test_seeds_of_one_number_are_paired_where_another_run_failed() -> None:
+    failed = {"seed": 18, "learning_rate": 1e-4, "failed": "the loss is no number"}
+    gap = content(
+        full=[full(seed, 1e-4, score) for seed, score in ((17, 0.8), (18, 0.6), (19, 0.9))],
+        lora_r8=[run(17, 1e-4, 0.8), failed, run(19, 1e-4, 0.9)],
+    )
+    found = study_page.as_runs(gap, "rte").values()
+    assert [[one["seed"] for one in runs["seeds"]] for runs in found] == [[17, 19], [17, 19]]
+    assert "60 % of the peak memory, +0.0 points of accuracy, 2 seeds." in study_page.page(gap)
+
+
 def test_a_run_that_failed_is_told_with_its_reason_and_is_never_the_best() -> None:
     failed = {"seed": 17, "learning_rate": 1e-3, "failed": "the loss is no number"}
     said = study_page.page(content(lora_r8=[run(17, 1e-4, 0.7), failed]))
