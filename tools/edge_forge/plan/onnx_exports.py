@@ -129,7 +129,7 @@ class OnnxExports:
         if "int8" not in self.recipe.quantize.variants:
             return None
         entry = self.base_export
-        settings = {"formats": ["int8"], "bank": self.bank}
+        settings = {"formats": ["int8"], "bank": self.bank, "max_tokens": entry.facts["max_tokens"]}
 
         def work(folder: Path) -> Mapping[str, Any]:
             from edge_forge.export.onnx.export_graphs import Bank
@@ -154,7 +154,7 @@ class OnnxExports:
         formats = [name for name in ("int8", "fp16") if name in self.recipe.quantize.variants]
         if not formats:
             return None
-        settings = {"formats": formats}
+        settings = {"formats": formats, "max_tokens": entry.facts["max_tokens"]}
 
         def work(folder: Path) -> Mapping[str, Any]:
             from edge_forge.export.onnx.quantize import make
@@ -169,6 +169,7 @@ class OnnxExports:
         inputs = entry.digests(*_ENCODER)
         if "fp16" in formats:
             inputs |= self.training.data_step.digests("validation.jsonl", "test.jsonl")
+            settings["seed"] = self.recipe.data.seed
         return self.steps.run("quantize", inputs, settings, work, "quantize merged")
 
     @cached_property
@@ -196,9 +197,10 @@ class OnnxExports:
         formats = list(self.recipe.quantize.tensorrt)
         if not formats:
             return None
-        settings = {"formats": formats, "bank": None if bank is None else bank[0]}
+        settings = {"formats": formats, "bank": None if bank is None else bank[0], "max_tokens": max_tokens}
         inputs = entry.digests(*_ENCODER)
         if texts is not None:
+            settings["seed"] = self.recipe.data.seed
             inputs |= self.training.data_step.digests("validation.jsonl", "test.jsonl")
 
         def work(folder: Path) -> Mapping[str, Any]:
