@@ -165,3 +165,13 @@ def test_unlabelled_texts_that_are_measured_rows_teach_nothing(tmp_path):
     (tmp_path / "more.tsv").write_text(f"text\n{TEXTS[0].upper()}\nanother one\n")
     plan = plan_of(tmp_path, compress={"layers": 2, "unlabelled": "more.tsv"})
     assert [text for text, _ in plan.training.compression.further] == ["another one"]
+
+
+def test_a_sweep_is_not_told_the_scores_of_teacher_and_distillation(tmp_path, monkeypatch):
+    plan, told = plan_of(tmp_path, compress={"layers": 2}), []
+    progress, compression = plan.steps.progress, plan.training.compression
+    progress.on_evaluation = told.append
+    monkeypatch.setattr(compression, "_distilled", lambda: progress.on_evaluation({"epoch": 1.0}))
+    _ = compression.distilled
+    progress.on_evaluation({"epoch": 2.0})
+    assert told == [{"epoch": 2.0}]

@@ -145,6 +145,15 @@ class Progress:
             ended.set()
             watcher.join()
 
+    @contextlib.contextmanager
+    def unwatched(self) -> Iterator[None]:
+        """Tell no scores: those of a model that the one at work begins with (a teacher, a base) are not its own."""
+        watcher, self.on_evaluation = self.on_evaluation, _ignored
+        try:
+            yield
+        finally:
+            self.on_evaluation = watcher
+
     def still_at_work(self, what: str, begun_s: float, usual_s: float | None) -> None:
         """A line on work that began at `begun_s`, if nothing was shown for `_QUIET_S` seconds."""
         now_s = self.clock()

@@ -129,6 +129,10 @@ class Compression:
     @cached_property
     def distilled(self) -> StepResult:
         """`run/base/`: the student's folder."""
+        with self.steps.progress.unwatched():
+            return self._distilled()
+
+    def _distilled(self) -> StepResult:
         teacher, section, settings = self.teacher, self.recipe.compress, self.settings
         base, rows = teacher.base, teacher.data
         inputs = {

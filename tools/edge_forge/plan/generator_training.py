@@ -240,7 +240,9 @@ class GeneratorTraining:
         self.steps.progress.say(f"base: made by {file.parent.name} ...")
         steps = StepRunner(folder, self.steps.cache, self.steps.progress, CODE)
         other = GeneratorTraining(found, steps, (self.steps.recipe_dir, *self.above))
-        base = bases.resolve([f"dir:{other.tuned_folder.absolute()}"], self.steps.recipe_dir)
+        with self.steps.progress.unwatched():
+            made = other.tuned_folder.absolute()
+        base = bases.resolve([f"dir:{made}"], self.steps.recipe_dir)
         return dataclasses.replace(with_language_id(base), source=source)
 
     @cached_property
