@@ -62,3 +62,8 @@ def test_training_is_keyed_by_what_runs_in_the_worker_process():
 
 def test_modules_that_do_not_count_for_a_key_exist():
     assert [name for name in (*_WITHOUT_EFFECT, _WITHOUT_EFFECT_BELOW.rstrip(".")) if _path(name) is None] == []
+
+
+def test_trials_are_kept_by_the_code_of_the_kinds_own_training():
+    found = {name: registry.kind(name).score.step for name in registry.KINDS}
+    assert found == {"classify": "train", "slots": "train", "generate": "generate-train", "prefer": "prefer-train"}

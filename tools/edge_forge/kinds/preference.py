@@ -23,5 +23,5 @@ KIND: Kind = dataclasses.replace(
         sample="preferences.jsonl",
         defaults=settings(LORA.name, False, {}, "method", preferences=True),
     ),
-    score=dataclasses.replace(GENERATOR.score, title="validation loss of DPO"),
+    score=dataclasses.replace(GENERATOR.score, title="validation loss of DPO", step="prefer-train"),
 )
