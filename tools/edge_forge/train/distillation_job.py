@@ -100,8 +100,11 @@ def main(arguments: list[str]) -> int:
 
 def _run(job: Path, report: Report) -> None:
     from edge_forge.train.distillation_session import run
+    from edge_forge.train.resumable_trainer import report_below
 
-    run(DistillationJob.read(job), report)
+    asked = DistillationJob.read(job)
+    report_below(asked.training.folders.reports)
+    run(asked, report)
 
 
 if __name__ == "__main__":

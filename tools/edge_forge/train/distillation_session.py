@@ -28,7 +28,7 @@ from edge_forge.train.classifier_session import RunData, TrainingRun, chosen, re
 from edge_forge.train.distilled import DistilledClassifier, Teacher
 from edge_forge.train.frozen_states import by_length, padded, tokenize
 from edge_forge.train.record import TrainRecord, peak_bytes
-from edge_forge.train.resumable_trainer import KeptFiles, report_below
+from edge_forge.train.resumable_trainer import KeptFiles
 from edge_forge.train.trained_encoder import open_trained
 from edge_forge.train.worker_process import Report
 
@@ -48,7 +48,6 @@ def run(work: DistillationJob, report: Report) -> TrainRecord:
     """Distil as `work` says; the record is the last file written."""
     job = work.training
     job.out_dir.mkdir(parents=True, exist_ok=True)
-    report_below(job.folders.reports)
     torch.manual_seed(job.settings.seed)
     if job.settings.threads:
         torch.set_num_threads(job.settings.threads)
