@@ -121,6 +121,12 @@ def test_values_that_the_recipe_refuses_and_keys_given_twice_are_refused_before_
     space.check([RATE, RANK], anything, TRAINING)
 
 
+@pytest.mark.parametrize("key", ["train.beta", "train.chosen_weight"])
+def test_keys_that_change_the_score_itself_are_refused(key):
+    with pytest.raises(UsageError, match=f"another one for each {key}"):
+        space.check([Range(key, 0.1, 1.0, whole=False, log=False)], anything, TRAINING)
+
+
 def test_combinations():
     assert space.combinations([RANK, Range("train.epochs", 2, 4, whole=True, log=False)]) == 6
     assert space.combinations([RANK, RATE]) is None

@@ -17,6 +17,8 @@ from edge_forge.train.methods import METHODS, OWN_GRAPH
 
 RANK, ALPHA, TARGETS = "method.rank", "method.alpha", "method.targets"
 RATE, EPOCHS = "train.learning_rate", "train.epochs"
+# By the validation loss that these keys change, no trials can be compared (decision 0224).
+_OF_THE_LOSS = ("train.beta", "train.chosen_weight")
 CHOOSES_METHOD = ("method.name", "method.preset")
 """Keys whose values bring other defaults for the keys that are absent."""
 RANKS = (1, 2, 4, 8, 16, 32, 64)
@@ -174,6 +176,11 @@ def check(space: Sequence[Dimension], accepted: Accepted, training: Any) -> None
     for key in keys:
         if keys.count(key) > 1:
             raise UsageError(f"{key} is given twice", "--over", "write one --over for each key")
+        if key in _OF_THE_LOSS:
+            raise UsageError(
+                f"the validation loss of DPO is another one for each {key}, so trials could not be compared by it",
+                "--over", "build the recipe with each value, and compare the preferred pairs",
+            )  # fmt: skip
     for one in space:
         for text in one.edges:
             reason = accepted(with_alpha({one.key: text}, training))
