@@ -89,7 +89,8 @@ class Copy:
 
 
 def compare(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether two answers to one request say the same, of every text: the label, the text, or nearly the vector."""
+    """Whether two answers to one request say the same: of every text the label, the spans, the text, or nearly the
+    vector."""
     return len(old) == len(new) and all(_same(one, other) for one, other in zip(old, new, strict=True))
 
 
@@ -97,7 +98,15 @@ def _same(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     if "embedding" in old:
         one, other = old["embedding"], new.get("embedding", ())
         return len(one) == len(other) and sum(map(float.__mul__, map(float, one), map(float, other))) >= SAME_COSINE
+    if "spans" in old:
+        return _places(old) == _places(new)
     return all(old.get(key) == new.get(key) for key in ("label", "text") if key in old)
+
+
+def _places(answer: Mapping[str, Any]) -> list[tuple[Any, ...]] | None:
+    """The labelled places of a text, without their scores; None for an answer that has none."""
+    spans = answer.get("spans")
+    return None if spans is None else [(span["label"], span["start"], span["end"]) for span in spans]
 
 
 def score(results: Sequence[Mapping[str, Any]]) -> float | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from edge_agent.agent.version_trials import compare
 from edge_agent.base.causes import Cause, Closure
 from edge_agent.base.errors import StoreError
 from edge_agent.core.version_trial import MOST_DEATHS, MOST_RESTARTS
@@ -226,3 +227,14 @@ def test_a_trial_that_ends_while_no_daemon_runs_is_no_longer_shown_as_running(pr
 
     for scenario in (begun, second):
         Device.run(scenario, ports={"library": library, "trials": kept})
+
+
+def test_labelled_spans_agree_by_label_and_place() -> None:
+    def answer(label: str, start: int, score: float = 0.9) -> list[dict[str, Any]]:
+        return [{"spans": [{"label": label, "start": start, "end": 12, "text": "", "score": score}], "tokens": 5}]
+
+    assert compare(answer("room", 8), answer("room", 8, 0.7))
+    assert not compare(answer("room", 8), answer("time", 8))
+    assert not compare(answer("room", 8), answer("room", 7))
+    assert not compare(answer("room", 8), [{"spans": []}])
+    assert not compare(answer("room", 8), [{"label": "room"}])
