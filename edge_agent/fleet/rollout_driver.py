@@ -140,7 +140,8 @@ class RolloutDriver:
             case ["group", "rollout", "abort"]:
                 self._take_abort(payload)
             case [device, "desired"]:
-                if NAME.fullmatch(device) and device not in RESERVED and len(self._desired) < DEVICES_WATCHED:
+                room = device in self._desired or len(self._desired) < DEVICES_WATCHED
+                if room and NAME.fullmatch(device) and device not in RESERVED:
                     self._desired[device] = decode_desired(Inbound(topic, payload))
             case [device, kind]:
                 body = self._table.take(device, kind, payload, now_s) if payload else None
@@ -154,7 +155,7 @@ class RolloutDriver:
             found = None
         if found is None:
             self._records.pop(name, None)
-        elif NAME.fullmatch(name) and len(self._records) < DEVICES_WATCHED:
+        elif NAME.fullmatch(name) and (name in self._records or len(self._records) < DEVICES_WATCHED):
             self._records[name] = found
 
     def _take_abort(self, payload: bytes) -> None:

@@ -7,6 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from edge_agent.base.errors import UsageError
+from edge_agent.fleet import rollout_driver
 from edge_agent.fleet.rollout_driver import CLAIM_S, Intent, RolloutDriver
 from edge_agent.protocol import messages
 from edge_agent.protocol.rollout_messages import RolloutClaim, RolloutPlan, RolloutState
@@ -158,3 +159,18 @@ def test_what_the_broker_does_not_show_is_published_again_and_said() -> None:
     record = "edge/v1/group/rollout/device/d"
     assert topics == [[record], [], [record]]
     assert any(f"does not show what was published on {record}" in note for note in one.notes)
+
+
+def test_devices_that_are_known_are_heard_where_no_more_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollout_driver, "DEVICES_WATCHED", 1)
+    one, kept = begun()
+    kept["edge/v1/d/reported"] = reported(1)
+    one.take("edge/v1/d/reported", kept["edge/v1/d/reported"], 1.0, WALL_S + 1.0)
+    two = driver(Intent.ABORT, kept, "two", 1.0)
+    turn(two, kept, 1.0, one)
+    for step in range(2, 6):
+        turn(one, kept, float(step), two)
+    given = msgspec.json.decode(kept["edge/v1/d/desired"], type=messages.Desired)
+    assert given.version == 2, "the record of the way back was heard"
+    for step in range(6, 8):
+        assert "edge/v1/d/desired" not in turn(one, kept, float(step) * 10.0, two), "what the broker shows was heard"
