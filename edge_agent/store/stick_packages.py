@@ -55,8 +55,9 @@ class StickPackages:
     def refused(self, path: str) -> None:
         """An install found that the file is not the package that it claims: it is looked at again once it changes, or
         was away."""
-        if (mark := file_mark(Path(path))) is not None:
-            self._known = {**self._known, path: (mark, None)}
+        # Not asked of the file itself: the stick may not answer, and the daemon's loop calls this.
+        if (known := self._known.get(path)) is not None:
+            self._known = {**self._known, path: (known[0], None)}
 
     def _look(self, path: Path) -> tuple[Mark, str | None] | None:
         if (mark := file_mark(path)) is None:

@@ -27,7 +27,7 @@ def stick(tmp_path: Path, name: str = "usb") -> Path:
     return folder
 
 
-def test_a_package_on_a_stick_is_found_and_stays(tmp_path: Path) -> None:
+def test_a_package_on_a_stick_is_found_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package, folder = tiny.base_package(tmp_path), stick(tmp_path)
     digest = package_digest(package)
     found = StickPackages(tmp_path / "media")
@@ -37,7 +37,9 @@ def test_a_package_on_a_stick_is_found_and_stays(tmp_path: Path) -> None:
     assert found.find({digest}) == {}, "still being copied"
     target.write_bytes(package.read_bytes())
     assert found.find({digest}) == {digest: str(target)} and found.find({"sha256:0"}) == {}
-    found.refused(str(target))
+    with monkeypatch.context() as patch:
+        patch.setattr(stick_packages, "file_mark", lambda path: pytest.fail("the stick was asked on the daemon's loop"))
+        found.refused(str(target))
     assert found.find({digest}) == {}
     data = target.read_bytes()
     target.unlink()
