@@ -195,6 +195,11 @@ class _TlsConnection(http.client.HTTPSConnection):
         self._create_connection = lambda *to, **more: limit.watch(socket.create_connection(*to, **more))
 
 
+def _host(url: str) -> str:
+    """Host and port, as written."""
+    return urllib.parse.urlsplit(url).netloc.lower()
+
+
 def _never_tls(reason: object) -> bool:
     """TLS did not come about, as with a certificate that is not trusted or a server without TLS: the next connection
     would meet the same. One that merely broke off is another matter."""
@@ -306,7 +311,9 @@ class RemoteFile:
             except urllib.error.HTTPError as error:
                 error.close()
                 access, challenge = self._access, error.headers.get("WWW-Authenticate", "")
-                if error.code == 401 and access is not None and access.renew(challenge):
+                # A server that it was redirected to is not the one that credentials are for.
+                asked = _host(error.url or "") == _host(self.url)
+                if error.code == 401 and access is not None and asked and access.renew(challenge):
                     continue
                 if 400 <= error.code < 500 and error.code not in (408, 429):
                     raise self._given_up(f"the server answers {error.code} {error.reason}") from error

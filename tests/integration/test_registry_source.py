@@ -41,6 +41,7 @@ class Manners:
     token: str | None = None
     basic: bool = False
     realm: str | None = None
+    redirects: bool = False
     breaks_after: int | None = None
     tags: dict[str, bytes] = field(default_factory=dict)
     blobs: dict[str, bytes] = field(default_factory=dict)
@@ -61,6 +62,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self._answer(200, json.dumps({"token": manners.token}).encode())
             return
         manners.asked.append(self.path)
+        if manners.redirects and "/blobs/" in self.path and not self.path.startswith("/elsewhere"):
+            port = self.headers["Host"].partition(":")[2]
+            self._answer(302, b"", {"Location": f"http://localhost:{port}/elsewhere{self.path}"})
+            return
         wanted = {f"Bearer {manners.token}" if manners.token else None, f"Basic {BASIC}" if manners.basic else None}
         if wanted != {None} and self.headers.get("Authorization") not in wanted - {None}:
             realm = manners.realm or f"http://{self.headers['Host']}/token"
@@ -217,6 +222,14 @@ def test_a_registry_that_always_answers_401_is_given_up(registry: Registry, tmp_
     with pytest.raises(StoreError, match="the server answers 401"):
         download.fetch()
     assert len(registry.manners.asked) == 4
+
+
+def test_who_a_registry_sends_to_gets_neither_token_nor_password(registry: Registry, tmp_path: Path) -> None:
+    registry.push(big_package(tmp_path))
+    registry.manners.token, registry.basic, registry.manners.redirects = "t", BASIC, True
+    with pytest.raises(StoreError, match="the server answers 401"):
+        registry.install()
+    assert len(registry.manners.tokens) == 1, "the registry's own, for its manifest"
 
 
 def test_a_download_goes_on_where_it_was(registry: Registry, tmp_path: Path) -> None:
