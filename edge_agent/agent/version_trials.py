@@ -417,6 +417,7 @@ class VersionTrials:
         """The daemon stops: end the workers, leave the trials as they are."""
         for one in self._under_way.values():
             await one.stop()
+            one.run.trial.stopped()
         if self._under_way:
             self._show()
 

@@ -193,6 +193,10 @@ class VersionTrial:
         """The coverage of each interval: the looks share the chance to be wrong."""
         return 1.0 - (1.0 - LEVEL) / len(self.terms.looks())
 
+    def stopped(self) -> None:
+        """The daemon is stopped by order: the next one's start is no sign that the version takes the board down."""
+        self.restarts -= 1
+
     def restarted(self) -> None:
         """A daemon goes on with what the one before had begun."""
         self.spent_s += RESTART_S

@@ -101,6 +101,14 @@ def test_deaths_and_restarts_return_a_version_without_statistics() -> None:
     assert again.state is TrialState.RETURNED
 
 
+def test_a_daemon_that_is_stopped_by_order_says_nothing_against_the_version():
+    trial = VersionTrial(TERMS)
+    for count in range(1, MOST_RESTARTS * 2):
+        trial.stopped()
+        trial.restarted()
+        assert trial.verdict is None and trial.spent_s == count * RESTART_S
+
+
 PAIRS = st.builds(
     Pair,
     st.sampled_from([None, None, None, "failed"]),
