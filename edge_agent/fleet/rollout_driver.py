@@ -139,6 +139,8 @@ class RolloutDriver:
                 self._take_record(name, payload)
             case ["group", "rollout", "abort"]:
                 self._take_abort(payload)
+            case [device, "desired"] if not payload:
+                self._desired.pop(device, None)
             case [device, "desired"]:
                 room = device in self._desired or len(self._desired) < DEVICES_WATCHED
                 if room and NAME.fullmatch(device) and device not in RESERVED:
