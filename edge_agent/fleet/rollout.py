@@ -26,6 +26,8 @@ from edge_agent.fleet.rollout_plan import plan_keys
 from edge_agent.protocol.messages import Desired, Reported, ReportedItem, Status, Telemetry
 from edge_agent.protocol.rollout_messages import Phase, RolloutPlan, RolloutRecord, RolloutState, StopRules
 
+TRIAL_BEGINS_S = 60.0
+"""A trial begins at most so long before its package counts as applied, by the device's wall clock."""
 SILENT_S = 30.0
 """So long a return waits for devices that are not there; they find their desired state when they come back."""
 
@@ -150,9 +152,13 @@ def _of_items(items: Sequence[ReportedItem], reported: Reported) -> tuple[Device
 
 
 def _of_trials(reported: Reported, given: Desired) -> tuple[DeviceProgress, str]:
-    """A package that is installed may still be on trial on requests: it is applied once that is over."""
+    """A package that is installed may still be on trial on requests: it is applied once that is over. The trial of an
+    earlier time, which the device still reports, says nothing of a package that was given again."""
     packages = {model.package for model in given.models}
+    applied_s = {(item.model, item.package): item.since for item in reported.items if item.adapter is None}
     for trial in reported.trials:
+        if trial.since < applied_s.get((trial.model, trial.package), -math.inf) - TRIAL_BEGINS_S:
+            continue
         if trial.package in packages and trial.state == "running":
             return DeviceProgress.WAITING, f"{trial.model} is on trial"
         if trial.package in packages and trial.state == "returned":

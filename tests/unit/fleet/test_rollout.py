@@ -196,9 +196,9 @@ def test_a_return_has_ended_once_those_that_are_there_say_so() -> None:
 
 
 def test_a_package_on_trial_is_applied_once_the_trial_is_over() -> None:
-    def tried(state: str, package: str = NEW) -> DeviceFacts:
+    def tried(state: str, package: str = NEW, since_s: float = -1.0) -> DeviceFacts:
         trial = messages.ReportedTrial(
-            model="m", version=2, package=package, state=state, since=0.0, spent_s=1.0, reason="slower"  # type: ignore[arg-type]
+            model="m", version=2, package=package, state=state, since=since_s, spent_s=1.0, reason="slower"  # type: ignore[arg-type]
         )  # fmt: skip
         return facts(body(2), msgspec.structs.replace(reported(2, ("m", "applied")), trials=[trial]))
 
@@ -206,3 +206,4 @@ def test_a_package_on_trial_is_applied_once_the_trial_is_over() -> None:
     assert progress(tried("promoted"), [("m", None)])[0] is DeviceProgress.APPLIED
     assert progress(tried("returned"), [("m", None)])[1] == "the trial of m returned it: slower"
     assert progress(tried("returned", OLD), [("m", None)])[0] is DeviceProgress.APPLIED
+    assert progress(tried("returned", since_s=-86400.0), [("m", None)])[0] is DeviceProgress.APPLIED, "given again"
