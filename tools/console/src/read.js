@@ -217,7 +217,7 @@ export function readReported(body) {
       fetched: number(object(one.progress).fetched_bytes),
       whole: number(object(one.progress).total_bytes),
     })),
-    trials: list(body.trials, 128).map(object).map((one) => ({ package: line(one.package, 80), state: line(one.state, 20) })),
+    trials: list(body.trials, 128).map(object).map((one) => ({ package: line(one.package, 80), state: line(one.state, 20), since: number(one.since) })),
   };
 }
 

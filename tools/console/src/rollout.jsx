@@ -5,6 +5,7 @@ import { useState } from "preact/hooks";
 import { age } from "./units.js";
 
 const CLAIM_MS = 30_000;
+const TRIAL_BEGINS_S = 60;
 const SENTENCES = { rolling: "is being rolled out", returning: "is being returned", done: "is done", returned: "was returned" };
 
 export function Rollout({ fleet, broker }) {
@@ -54,7 +55,9 @@ export function Rollout({ fleet, broker }) {
 function progressOf(reported, wanted) {
   const items = wanted.map((one) => reported?.items.find((item) =>
     item.model === one.model && item.adapter === one.adapter && (item.package || null) === one.package));
-  const trials = (reported?.trials ?? []).filter((trial) => trial.package && wanted.some((one) => one.package === trial.package));
+  // The trial of an earlier time says nothing of a package that was given again (fleet/rollout.py).
+  const trials = (reported?.trials ?? []).filter((trial) => items.some((one) =>
+    one?.package && one.package === trial.package && trial.since >= one.since - TRIAL_BEGINS_S));
   const failed = items.some((one) => one?.state === "refused" || one?.state === "rolled-back");
   if (failed || trials.some((trial) => trial.state === "returned")) return "failed";
   if (trials.some((trial) => trial.state === "running")) return "waiting";
