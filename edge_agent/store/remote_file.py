@@ -35,6 +35,8 @@ from edge_agent.base.errors import PackageError, StoreError, UsageError
 SCHEMES = ("http", "https")
 TIMEOUT_S = 30.0
 TRIES = 5
+MOST_RENEWALS = 3
+"""Challenges in a row that a server is answered without giving a byte."""
 """Connections in a row that bring next to nothing, with pauses of 1, 2, 4 and 8 s; then the source is given up."""
 SLOW_S, SLOW_BYTES = 60.0, 60 * limits.KIB
 """A connection that brings less in that time is broken off: a byte every half minute would hold it for ever."""
@@ -264,6 +266,7 @@ class RemoteFile:
         self._watched: tuple[float, int] = (0.0, 0)
         # What the caller was given: what a server without ranges sends again on the way there is no progress.
         self._given_bytes = self._given_at_failure = 0
+        self._renewals, self._given_at_renewal = 0, 0
         self._failures = 0
 
     @property
@@ -313,7 +316,7 @@ class RemoteFile:
                 access, challenge = self._access, error.headers.get("WWW-Authenticate", "")
                 # A server that it was redirected to is not the one that credentials are for.
                 asked = _host(error.url or "") == _host(self.url)
-                if error.code == 401 and access is not None and asked and access.renew(challenge):
+                if error.code == 401 and access is not None and asked and self._may_renew() and access.renew(challenge):
                     continue
                 if 400 <= error.code < 500 and error.code not in (408, 429):
                     raise self._given_up(f"the server answers {error.code} {error.reason}") from error
@@ -324,6 +327,13 @@ class RemoteFile:
                 if _never_tls(reason):
                     raise self._given_up(f"no TLS can be spoken there: {reason}") from error
                 self._note_failure(f"{reason}" or type(error).__name__, error)
+
+    def _may_renew(self) -> bool:
+        """False for a server that asks again and again who wants to read, and gives nothing in between."""
+        if self._given_bytes > self._given_at_renewal:
+            self._renewals, self._given_at_renewal = 0, self._given_bytes
+        self._renewals += 1
+        return self._renewals <= MOST_RENEWALS
 
     def _note_failure(self, reason: str, error: Exception) -> None:
         self.close()

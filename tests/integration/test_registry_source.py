@@ -224,6 +224,16 @@ def test_a_registry_that_always_answers_401_is_given_up(registry: Registry, tmp_
     assert len(registry.manners.asked) == 4
 
 
+def test_a_registry_that_asks_now_and_then_and_gives_nothing_is_given_up(registry: Registry, tmp_path: Path) -> None:
+    registry.push(big_package(tmp_path))
+    registry.manners.token = "changes"
+    download = registry.download()
+    download._access.renew = lambda _challenge: True  # type: ignore[method-assign]
+    with pytest.raises(StoreError, match="the server answers 401"):
+        download.fetch()
+    assert len(registry.manners.asked) == 4
+
+
 def test_who_a_registry_sends_to_gets_neither_token_nor_password(registry: Registry, tmp_path: Path) -> None:
     registry.push(big_package(tmp_path))
     registry.manners.token, registry.basic, registry.manners.redirects = "t", BASIC, True
