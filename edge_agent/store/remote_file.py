@@ -35,9 +35,9 @@ from edge_agent.base.errors import PackageError, StoreError, UsageError
 SCHEMES = ("http", "https")
 TIMEOUT_S = 30.0
 TRIES = 5
+"""Connections in a row that bring next to nothing, with pauses of 1, 2, 4 and 8 s; then the source is given up."""
 MOST_RENEWALS = 3
 """Challenges in a row that a server is answered without giving a byte."""
-"""Connections in a row that bring next to nothing, with pauses of 1, 2, 4 and 8 s; then the source is given up."""
 SLOW_S, SLOW_BYTES = 60.0, 60 * limits.KIB
 """A connection that brings less in that time is broken off: a byte every half minute would hold it for ever."""
 HEAD_S = 60.0
