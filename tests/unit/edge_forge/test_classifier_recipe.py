@@ -179,7 +179,7 @@ def test_the_shipped_recipes_are_valid(name):
 
 def test_every_key_is_documented():
     page = (MODELS.parent / "docs" / "recipe.md").read_text(encoding="utf-8")
-    for form in (recipes.SCHEMA, generators.SCHEMA):
+    for form in (recipes.SCHEMA, generators.SCHEMA, generators.PREFERENCE_SCHEMA):
         for section in form.sections:
             for key in form.keys(section):
                 assert f"`{key}`" in page, f"{section}.{key}"
@@ -187,9 +187,8 @@ def test_every_key_is_documented():
 
 def test_every_documented_key_exists():
     page = (MODELS.parent / "docs" / "recipe.md").read_text(encoding="utf-8")
-    known = {
-        key for form in (recipes.SCHEMA, generators.SCHEMA) for name in ("", *form.sections) for key in form.keys(name)
-    }
+    forms = (recipes.SCHEMA, generators.SCHEMA, generators.PREFERENCE_SCHEMA)
+    known = {key for form in forms for name in ("", *form.sections) for key in form.keys(name)}
     for line in page.splitlines():
         if line.startswith("| `"):
             for key in line.split("|")[1].replace("`", "").split(","):

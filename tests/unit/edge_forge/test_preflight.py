@@ -185,7 +185,8 @@ FIELDS = {
     "ProbeFile.schema": BY_CODE, "ProbeFile.texts": "longer ones are passed over: test_long_texts_are_no_probes",
     "ProbeFile.expected": BY_CODE,
     "Expected.features": "probes", "Expected.features_tolerance": "capped", "Expected.logits": "probes",
-    "Expected.logits_tolerance": "capped", "Expected.min_effect": "an adapter without effect ends training",
+    "Expected.logits_tolerance": "capped", "Expected.classes": "of the labels of slots: SLOT_LABELS below",
+    "Expected.min_effect": "an adapter without effect ends training",
 }  # fmt: skip
 
 
@@ -202,7 +203,8 @@ LIMITS = {
     "TEXT_BYTES": "rows are checked: test_classifier_rows",
     "MANIFEST_BYTES": "card", "MANIFEST_DEPTH": BY_CODE, "STATEMENT_BYTES": "count of hardware",
     "INDEX_ENTRIES": BY_CODE, "LAYERS": BY_CODE, "PROBES": "the recipe's own bound is narrower",
-    "NAME_CHARACTERS": "name", "LABELS": "labels", "LABEL_CHARACTERS": "label",
+    "NAME_CHARACTERS": "name", "SLOT_LABELS": "the rows are checked: test_slot_rows",
+    "LABELS": "labels", "LABEL_CHARACTERS": "label",
     "PROBE_CHARACTERS": "longer ones are passed over: test_long_texts_are_no_probes",
     "TASK_TOKENS": "tokens", "CONTEXT_TOKENS": "the recipe's own bound is this",
     "BLOB_BYTES": "64 GiB: no base that can be opened on a host is so large",

@@ -5,6 +5,7 @@ import json
 import numpy
 import pytest
 
+from edge_agent.base import limits
 from edge_agent.base.errors import ConfigError
 from edge_forge.data import slot_rows
 from edge_forge.data.classifier_rows import Row
@@ -168,3 +169,9 @@ def test_spans_that_words_cannot_give_are_known(tmp_path):
     ]
     found = WordRows.read(base / "tokenizer.json", rows, ("on", "thing"), (3, ""))
     assert found.beside_words == [(0, 1, 1, 4), (1, 0, 8, 10)], "within a word; beyond the tokens that are read"
+
+
+def test_more_labels_than_a_device_takes_are_said_before_training(tmp_path):
+    rows = [row(f"say w{number}", (4, 5 + len(str(number)), f"l{number}")) for number in range(limits.SLOT_LABELS + 1)]
+    with pytest.raises(ConfigError, match=r"the spans have 65 different labels; a device takes at most 64"):
+        load(write(tmp_path, *rows, *rows))
