@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from msgspec import Meta, field
+from msgspec import Meta
 
 from edge_agent.base import limits
 from edge_agent.base.errors import EdgeError
@@ -27,27 +27,11 @@ TRIALS_BYTES = limits.MIB
 MOST_RECORDS = 128
 
 
-class _Trial(Document, frozen=True, kw_only=True):
-    """A `TrialRecord` on disk."""
-
-    model: str
-    version: int
-    package: str
-    state: Literal["running", "promoted", "returned"]
-    since_s: float
-    spent_s: float = 0.0
-    restarts: int = 0
-    sure: bool | None = None
-    reason: str = ""
-    figures: dict[str, float | None] = field(default_factory=dict)
-    settled: bool = False
-
-
 class _Trials(Document, frozen=True, kw_only=True):
     """The whole file."""
 
     schema: Literal[1] = 1
-    trials: Annotated[tuple[_Trial, ...], Meta(max_length=MOST_RECORDS)] = ()
+    trials: Annotated[tuple[TrialRecord, ...], Meta(max_length=MOST_RECORDS)] = ()
 
 
 class TrialFile:
@@ -65,40 +49,10 @@ class TrialFile:
         except (OSError, EdgeError) as error:
             log.warning("the trials of versions are not known; one that is under way begins anew: %s", error)
             return {}
-        return {
-            one.model: TrialRecord(
-                one.model,
-                one.version,
-                one.package,
-                one.state,
-                one.since_s,
-                one.spent_s,
-                one.restarts,
-                one.sure,
-                one.reason,
-                one.figures,
-                one.settled,
-            )
-            for one in found.trials
-        }
+        return {one.model: one for one in found.trials}
 
     def write(self, records: Mapping[str, TrialRecord]) -> None:
         """See `trial_watch.TrialStorage`."""
-        trials = tuple(
-            _Trial(
-                model=one.model,
-                version=one.version,
-                package=one.package,
-                state=one.state,
-                since_s=one.since_s,
-                spent_s=one.spent_s,
-                restarts=one.restarts,
-                sure=one.sure,
-                reason=one.reason,
-                figures=dict(one.figures),
-                settled=one.settled,
-            )
-            for one in list(records.values())[-MOST_RECORDS:]
-        )
+        trials = tuple(records.values())[-MOST_RECORDS:]
         with translated(self._path.parent):
             replace_file(self._path, encode(_Trials(trials=trials)))
