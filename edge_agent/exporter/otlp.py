@@ -188,7 +188,12 @@ def _attributes(body: RequestTrace, operation: str) -> dict[str, Any]:
         "edge_agent.batch_rows": body.batch,
         "edge_agent.joules": body.joules,
     }
-    return {key: value for key, value in found.items() if value is not None and value is not UNSET}
+    return {key: value for key, value in found.items() if value is not None and value is not UNSET and _fits(value)}
+
+
+def _fits(value: Any) -> bool:
+    """Whether OTLP has such a number: its whole ones have 64 bits, JSON's any."""
+    return not isinstance(value, int) or abs(value) < 2**63
 
 
 def _ns(seconds: float) -> int:

@@ -94,10 +94,16 @@ class Health:
             return
         for name, model in body.models.items():
             if name in models:
-                self.requests += model.requests + model.failed
-                self.failed += model.failed
-        self.refused += sum(body.refusals.values())
+                answered, failed = _count(model.requests), _count(model.failed)
+                self.requests += answered + failed
+                self.failed += failed
+        self.refused += sum(map(_count, body.refusals.values()))
         self.wrong = self.wrong or next(iter(_wrong(body, rules, models)), "")
+
+
+def _count(said: int) -> int:
+    """A count that a report can hold: a device may say any number, also one below 0 or of 400 digits."""
+    return min(max(said, 0), 2**32)
 
 
 def _wrong(body: Telemetry, rules: StopRules, models: Collection[str]) -> Iterable[str]:
@@ -242,11 +248,15 @@ class Rollout:
     def _requests_wrong(self, names: Iterable[str]) -> str:
         """Over all devices together: each may have too few requests to tell."""
         known = [self._health[name] for name in names if name in self._health]
-        requests, failed, refused = (
-            sum(one.requests for one in known), sum(one.failed for one in known), sum(one.refused for one in known)
-        )  # fmt: skip
-        why = self._shares_wrong(requests, failed, refused)
-        return f"on {len(known)} devices together {why}" if why else ""
+        # Those that are judged alone can only hide the others, by whatever number of good requests they state.
+        few = [one for one in known if one.requests < self._plan.stop.least_requests]
+        for found in (known, few):
+            requests, failed, refused = (
+                sum(one.requests for one in found), sum(one.failed for one in found), sum(one.refused for one in found)
+            )  # fmt: skip
+            if why := self._shares_wrong(requests, failed, refused):
+                return f"on {len(found)} devices together {why}"
+        return ""
 
     def _late(
         self,

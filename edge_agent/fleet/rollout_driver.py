@@ -22,13 +22,13 @@ from enum import Enum
 import msgspec
 from msgspec.structs import replace
 
-from edge_agent.base.errors import UsageError
+from edge_agent.base.errors import UsageError, brief
 from edge_agent.base.limits import DEVICES_WATCHED, MESSAGE_BYTES
 from edge_agent.base.shown_text import one_line
 from edge_agent.client.request_client import UNREADABLE
 from edge_agent.fleet.device_table import DeviceTable
 from edge_agent.fleet.rollout import DeviceFacts, DeviceProgress, Look, Rollout, Step
-from edge_agent.fleet.rollout_plan import CannotGive, contents, plan_waves
+from edge_agent.fleet.rollout_plan import CannotGive, contents, plan_waves, record_fault, state_fault
 from edge_agent.protocol.decode import DesiredRefused, decode_desired
 from edge_agent.protocol.envelope import Inbound, Outbound
 from edge_agent.protocol.messages import Desired, Telemetry
@@ -151,13 +151,19 @@ class RolloutDriver:
                     self._rollout.report(device, body)
 
     def _take_record(self, name: str, payload: bytes) -> None:
+        if not NAME.fullmatch(name) or name in RESERVED:
+            return
         try:
             found = msgspec.json.decode(payload, type=RolloutRecord) if payload else None
-        except UNREADABLE:
+            wrong = None if found is None else record_fault(found)
+        except UNREADABLE as error:
+            found, wrong = None, one_line(str(error))[:200]
+        if wrong is not None:
+            self.notes.append(f"the record of {name} cannot be read, so nothing brings it back: {wrong}")
             found = None
         if found is None:
             self._records.pop(name, None)
-        elif NAME.fullmatch(name) and (name in self._records or len(self._records) < DEVICES_WATCHED):
+        elif (name in self._records or len(self._records) < DEVICES_WATCHED):
             self._records[name] = found
 
     def _take_abort(self, payload: bytes) -> None:
@@ -171,9 +177,10 @@ class RolloutDriver:
     def _take_state(self, payload: bytes, now_s: float, wall_s: float) -> None:
         try:
             found = msgspec.json.decode(payload, type=RolloutState) if payload else None
-            self._unreadable = "" if found is None or found.form == FORM else f"it has form {found.form}, not {FORM}"
+            self._unreadable = "" if found is None else _fault(found)
         except UNREADABLE as error:
             found, self._unreadable = None, one_line(str(error))[:200]
+        found = None if self._unreadable else found
         before, self._state = self._state, found
         mine = found is not None and found.claim is not None and found.claim.by == self._claim.by
         if self._stage in (_Stage.CLAIMING, _Stage.HOLDING, _Stage.LEAVING):
@@ -457,6 +464,13 @@ class RolloutDriver:
             wave = state.waves[state.wave]
             names = ", ".join(wave[:NAMES_SHOWN]) + (" ..." if len(wave) > NAMES_SHOWN else "")
             self.notes.append(f"wave {state.wave} has held; wave {state.wave + 1} of {len(state.waves)}: {names}")
+
+
+def _fault(state: RolloutState) -> str:
+    """Why this command does nothing with the state; empty where it can."""
+    if state.form != FORM:
+        return f"it has form {brief(state.form)}, not {FORM}"
+    return one_line(state_fault(state) or "")[:200]
 
 
 def _turn_text(state: RolloutState, look: Look) -> str:

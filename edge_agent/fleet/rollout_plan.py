@@ -29,11 +29,15 @@ from edge_agent.protocol.messages import (
     DesiredSource,
     InstalledEntry,
 )
-from edge_agent.protocol.rollout_messages import RolloutPlan
+from edge_agent.protocol.rollout_messages import RolloutPlan, RolloutRecord, RolloutState
+from edge_agent.protocol.topics import NAME, RESERVED
 
 _SHARE = re.compile(r"(\d{1,3}(?:\.\d{1,3})?) ?%")
 LONGEST_S = 30 * 86400.0
 WAVES = 64
+CLAIM_CHARS = 256
+LONGEST_RUN_S = 10 * LONGEST_S
+"""Of a wave: a rollout may stand still for the watch of devices that never come back."""
 
 
 class CannotGive(Exception):
@@ -64,6 +68,41 @@ def check_plan(plan: RolloutPlan) -> None:
             _share(wave, place)
         elif not wave:
             raise UsageError(f"waves[{place}] names no device", "plan")
+
+
+def state_fault(state: RolloutState) -> str | None:
+    """Why the state at the broker is none that a rollout can go on from; None where it is one. Who may publish there need
+    not be this command, and what it names becomes topics, places in lists and numbers."""
+    names = [name for wave in state.waves for name in wave]
+    wrong = next((name for name in names if not NAME.fullmatch(name) or name in RESERVED), None)
+    claimed = () if state.claim is None else (state.claim.by, state.claim.who)
+    if not NAME.fullmatch(state.rollout) or any(len(text) > CLAIM_CHARS for text in claimed):
+        return "its name, or that of who has claimed it, is none"
+    if wrong is not None:
+        return f"waves: {brief(wrong)} is the name of no device"
+    if not all(state.waves) or len(set(names)) != len(names):
+        return "waves: one is empty, or a device stands in two"
+    if not 0 <= state.wave < len(state.waves):
+        return f"wave {brief(state.wave)} is none of {len(state.waves)}"
+    if not 0 <= state.seq < 2**53 or not 0 <= state.spent_s <= LONGEST_RUN_S:
+        return "seq or spent_s is out of range"
+    try:
+        check_plan(state.plan)
+    except UsageError as error:
+        return str(error)
+    return None
+
+
+def record_fault(record: RolloutRecord) -> str | None:
+    """The same of the record of a device."""
+    if record.back_version is not None and not 0 < record.back_version < 2**53:
+        return "back_version is out of range"
+    # The earlier version is 0 where there was none; it is published with another one.
+    for what, given in (("give", record.give), ("back", msgspec.structs.replace(record.back, version=1))):
+        sound = decode_desired(Inbound("", msgspec.json.encode(given)))
+        if isinstance(sound, DesiredRefused):
+            return f"{what}: {sound.reason}"
+    return None
 
 
 def plan_waves(plan: RolloutPlan, known: Mapping[str, bool], seed: str) -> list[list[str]]:

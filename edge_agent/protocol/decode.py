@@ -433,10 +433,13 @@ def decode_desired(inbound: Inbound, bounds: Bounds = _DEFAULT) -> Desired | Des
 
 
 def _version_in(payload: bytes, bounds: Bounds) -> int | None:
+    """The version that a refused message names; None where none can be read, or one that no report can repeat: msgspec
+    writes a number beyond 64 bits as a text."""
     if len(payload) > bounds.message_bytes or too_deep(payload, limits.JSON_DEPTH):
         return None
     try:
-        return msgspec.json.decode(payload, type=_VersionOnly).version
+        version = msgspec.json.decode(payload, type=_VersionOnly).version
+        return version if version is None or abs(version) < 2**53 else None
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
 

@@ -5,11 +5,10 @@ A file of its own because an order, the desired state and the command line all b
 
 from __future__ import annotations
 
-import math
-
 import msgspec
 
 from edge_agent.base import limits
+from edge_agent.protocol.json_guard import quoted
 from edge_agent.protocol.messages import TrialOrder
 
 MOST_REQUESTS = 4096
@@ -30,8 +29,9 @@ def trial_fault(order: TrialOrder) -> str | None:
     """What is wrong with the terms, from the field's name on; None where nothing is."""
     for name, (least, most) in _BOUNDS.items():
         value = getattr(order, name)
-        if value is not None and not (math.isfinite(value) and least <= value <= most):
-            return f"{name}: {least:g} to {most:.0f} is needed; here: {value!r}"
+        # By comparison alone, which NaN fails, too: a whole number may have more digits than a float holds.
+        if value is not None and not least <= value <= most:
+            return f"{name}: {least:g} to {most:.0f} is needed; here: {quoted(str(value), 40)}"
     if order.least > order.most:
         return f"least: {order.least} is more than most, {order.most}"
     return None

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agent.protocol.messages import RequestTrace
+from tests.support.extreme_messages import extremes
 from tests.support.needs import need
 
 need("prometheus_client", "opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
@@ -92,6 +93,14 @@ def test_a_refusal_is_one_span_with_its_cause() -> None:
     said = Collector.attributes(span)
     assert span.name == "infer m" and span.status.code == 2
     assert (said["error.type"], said["edge_agent.status"]) == ("queue-full", 429)
+
+
+def test_values_that_no_request_has_cost_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    bodies = list(extremes(RequestTrace, msgspec.to_builtins(GENERATED)))
+    found, spans = exported(*bodies)
+    requests = [span for _, span in found if span.parent_span_id.hex() == SPAN]
+    assert len(requests) + spans.unreadable == len(bodies) and len(requests) > len(bodies) / 2
+    assert "Failed to encode" not in caplog.text
 
 
 def test_a_board_without_a_clock_gets_the_time_at_which_its_report_came() -> None:
