@@ -279,9 +279,9 @@ class InboxSource:
         self._packages = InboxPackages(folder)
         self._sticks = None
         if sticks is not None:
-            from edge_agent.store.stick_packages import StickLook, StickPackages  # memory, where they are looked at
+            from edge_agent.store.stick_packages import StickLook  # memory, where they are looked at
 
-            self._sticks = StickLook(StickPackages(sticks))
+            self._sticks = StickLook(sticks)
 
     async def find(self, wanted: Collection[str]) -> Mapping[str, str]:
         """See `desired_keeper.PackageSource`; what lies in the incoming folder comes first."""

@@ -4,13 +4,14 @@ As in the incoming folder, a package is found by the digest that its statement c
 install checks everything. A stick is foreign, so less is looked at: plain files named `*.tar` at its top, so many of
 so many sticks, for so long. Links, devices and pipes are passed by. Nothing is written or deleted there.
 
-A file of its own because a stick may never answer: it is looked at in a thread that nobody waits for.
+A file of its own because a stick may never answer: each is looked at in a thread of its own that nobody waits for.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import logging
 import os
@@ -19,27 +20,34 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from edge_agent.base.errors import EdgeError
 from edge_agent.store.inbox_packages import Mark, file_mark, package_digest
 
+T = TypeVar("T")
 log = logging.getLogger("edge_agent.store")
 MOST_STICKS, MOST_ENTRIES = 16, 1024
 """Folders below `sticks_dir`, and entries of each, that are read, in the order in which the file systems give them."""
 LOOK_S = 20.0
-"""A look at all sticks ends then; what it found is kept, and the next one goes on."""
+"""A look at a stick ends then; what it found is kept, and the next one goes on."""
 WAIT_S = 5.0
 """A look that takes longer goes on without anybody waiting for it: a dying stick may hold a read for ever."""
 
 
 class StickPackages:
-    """The packages on the sticks that are mounted below `folder`."""
+    """The packages on the stick that is mounted at `folder`."""
 
     def __init__(self, folder: Path, now_s: Callable[[], float] = time.monotonic) -> None:
         self._folder = folder
         self._now_s = now_s
-        # By path: what tells a changed file, and its digest (None: no package).
+        # By path: what tells a changed file, and its digest (None: no package); which were given to an install, and
+        # which an install refused. The last two are changed by the look's thread and by the daemon's loop, which never
+        # waits for more than the other's few lines.
+        self._lock = threading.Lock()
         self._known: dict[str, tuple[Mark, str | None]] = {}
+        self._given: dict[str, Mark] = {}
+        self._refused: dict[str, Mark] = {}
 
     def find(self, wanted: Collection[str]) -> Mapping[str, str]:
         """The paths of files by the digests that are wanted."""
@@ -50,14 +58,25 @@ class StickPackages:
             if (entry := self._look(path)) is not None:
                 known[str(path)] = entry
         self._known = known
-        return {digest: path for path, (_, digest) in known.items() if digest is not None and digest in wanted}
+        marks = {path: mark for path, (mark, _) in known.items()}
+        with self._lock:
+            self._refused = {path: mark for path, mark in self._refused.items() if marks.get(path) == mark}
+            found = {
+                digest: path
+                for path, (_, digest) in known.items()
+                if digest is not None and digest in wanted and path not in self._refused
+            }
+            given = self._given | {path: marks[path] for path in found.values()}
+            self._given = {path: mark for path, mark in given.items() if marks.get(path) == mark}
+        return found
 
     def refused(self, path: str) -> None:
         """An install found that the file is not the package that it claims: it is looked at again once it changes, or
         was away."""
         # Not asked of the file itself: the stick may not answer, and the daemon's loop calls this.
-        if (known := self._known.get(path)) is not None:
-            self._known = {**self._known, path: (known[0], None)}
+        with self._lock:
+            if (mark := self._given.get(path)) is not None:
+                self._refused[path] = mark
 
     def _look(self, path: Path) -> tuple[Mark, str | None] | None:
         if (mark := file_mark(path)) is None:
@@ -77,54 +96,106 @@ class StickPackages:
             os.close(descriptor)
 
 
-def _candidates(folder: Path) -> Iterator[Path]:
-    for stick in _entries(folder, MOST_STICKS, stat.S_ISDIR):
-        yield from (path for path in _entries(stick, MOST_ENTRIES, stat.S_ISREG) if path.suffix == ".tar")
+def _candidates(stick: Path) -> Iterator[Path]:
+    yield from (path for path in _entries(stick, MOST_ENTRIES) if path.suffix == ".tar")
 
 
-def _entries(folder: Path, most: int, kind: Callable[[int], bool]) -> list[Path]:
-    """Of the first entries those of a kind, links not followed, by name; none where the folder cannot be read."""
+def _entries(folder: Path, most: int) -> list[Path]:
+    """Of the first entries the plain files, links not followed, by name; none where the folder cannot be read."""
     found: list[Path] = []
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in itertools.islice(entries, most):
             with contextlib.suppress(OSError):
-                if not entry.name.startswith(".") and kind(entry.stat(follow_symlinks=False).st_mode):
+                if not entry.name.startswith(".") and stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
                     found.append(folder / entry.name)
     return sorted(found)
 
 
-class StickLook:
-    """Looks at sticks from the daemon's loop, and never waits for one that does not answer."""
+def mounted(folder: Path) -> list[Path]:
+    """The folders below it, without a look at what is mounted there: of a dead stick even `stat` may not return."""
+    found: list[Path] = []
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in itertools.islice(entries, MOST_STICKS):
+            with contextlib.suppress(OSError):
+                # By the kind that the folder itself states of its entry.
+                if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
+                    found.append(folder / entry.name)
+    return sorted(found)
 
-    def __init__(self, packages: StickPackages, wait_s: float = WAIT_S) -> None:
-        self._packages, self._wait_s = packages, wait_s
-        self._thread: threading.Thread | None = None
+
+class _OwnThread(Generic[T]):
+    """Calls a function in a thread of its own, not of a pool: the daemon's end waits for those."""
+
+    def __init__(self, function: Callable[[], T]) -> None:
+        self.answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._function, self._loop = function, asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._call, name="sticks", daemon=True)
+        self._thread.start()
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is no answer yet, and may be one."""
+        return self._thread.is_alive() and not self.answer.done()
+
+    def _call(self) -> None:
+        found = self._function()
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            self._loop.call_soon_threadsafe(self._tell, found)
+
+    def _tell(self, found: T) -> None:
+        if not self.answer.done():
+            self.answer.set_result(found)
+
+
+class StickLook:
+    """Looks at sticks from the daemon's loop, at all at once, and never waits for one that does not answer."""
+
+    def __init__(
+        self, folder: Path, wait_s: float = WAIT_S, packages: Callable[[Path], StickPackages] = StickPackages
+    ) -> None:
+        self._folder, self._wait_s, self._packages = folder, wait_s, packages
+        self._sticks: dict[Path, StickPackages] = {}
+        self._looks: dict[Path, _OwnThread[Mapping[str, str]]] = {}
+        self._listing: _OwnThread[list[Path]] | None = None
+        self._silent: frozenset[Path] = frozenset()
 
     async def find(self, wanted: Collection[str]) -> Mapping[str, str]:
-        """See `StickPackages.find`; nothing while a look before this one has not ended."""
-        if self._thread is not None and self._thread.is_alive():
-            return {}
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Mapping[str, str]] = loop.create_future()
-
-        def tell(found: Mapping[str, str]) -> None:
-            if not answer.done():
-                answer.set_result(found)
-
-        def look() -> None:
-            found = self._packages.find(wanted)
-            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-                loop.call_soon_threadsafe(tell, found)
-
-        # A thread of its own, not of a pool: the daemon's end waits for those.
-        self._thread = threading.Thread(target=look, name="sticks", daemon=True)
-        self._thread.start()
-        await asyncio.wait({answer}, timeout=self._wait_s)
-        if answer.done():
-            return answer.result()
-        log.warning("a stick does not answer within %.0f s; it is looked for again when it does", self._wait_s)
-        return {}
+        """See `StickPackages.find`: of all sticks that answer in time. One whose look before has not ended is passed
+        by."""
+        there = await self._there()
+        for stick in [one for one in self._sticks if one not in there and not self._busy(one)]:
+            del self._sticks[stick]  # put in again, it is looked at anew
+            self._looks.pop(stick, None)
+        begun = []
+        for stick in there:
+            # The threads that dead sticks hold count, also of those that are gone.
+            if not self._busy(stick) and sum(map(self._busy, self._looks)) < MOST_STICKS:
+                packages = self._sticks.setdefault(stick, self._packages(stick))
+                self._looks[stick] = _OwnThread(functools.partial(packages.find, wanted))
+                begun.append(self._looks[stick].answer)
+        if begun:
+            await asyncio.wait(begun, timeout=self._wait_s)
+        self._note_silent(frozenset(stick for stick in there if self._busy(stick)))
+        found: dict[str, str] = {}
+        for answer in begun:
+            found |= answer.result() if answer.done() else {}
+        return found
 
     def refused(self, path: str) -> None:
         """See `StickPackages.refused`."""
-        self._packages.refused(path)
+        if (packages := self._sticks.get(Path(path).parent)) is not None:
+            packages.refused(path)
+
+    async def _there(self) -> list[Path]:
+        if self._listing is None or not self._listing.busy:
+            self._listing = _OwnThread(functools.partial(mounted, self._folder))
+            await asyncio.wait({self._listing.answer}, timeout=self._wait_s)
+        return self._listing.answer.result() if self._listing.answer.done() else []
+
+    def _busy(self, stick: Path) -> bool:
+        return stick in self._looks and self._looks[stick].busy
+
+    def _note_silent(self, silent: frozenset[Path]) -> None:
+        for stick in silent - self._silent:
+            log.warning("the stick at %s does not answer; it is passed by until it does", stick)
+        self._silent = silent

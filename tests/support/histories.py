@@ -46,7 +46,7 @@ from edge_agent.store.desired_file import DesiredFile
 from edge_agent.store.inbox_packages import InboxPackages, file_mark, package_digest
 from edge_agent.store.install_plan import InstallContext
 from edge_agent.store.model_store import ModelStore
-from edge_agent.store.stick_packages import StickPackages
+from edge_agent.store.stick_packages import StickPackages, mounted
 from tests.support import packages as tiny
 from tests.support.fakes import FakeTransport
 from tests.support.virtual_time import Stuck, VirtualLoop
@@ -167,16 +167,24 @@ class Storage(DesiredFile):
 class Source:
     """The incoming folder and the sticks, read where they stand: threads have no time of their own here."""
 
-    def __init__(self, inbox: InboxPackages, sticks: StickPackages) -> None:
-        self._inbox, self._sticks = inbox, sticks
+    def __init__(self, inbox: InboxPackages, sticks: Path) -> None:
+        self._inbox, self._folder = inbox, sticks
+        self._sticks: dict[Path, StickPackages] = {}
 
     async def find(self, wanted: Collection[str]) -> Mapping[str, str]:
         """See `PackageSource`."""
-        return {**self._sticks.find(wanted), **self._inbox.find(wanted)}
+        self._sticks = {one: self._sticks.get(one) or StickPackages(one) for one in mounted(self._folder)}
+        on_sticks: dict[str, str] = {}
+        for stick in self._sticks.values():
+            on_sticks |= stick.find(wanted)
+        return {**on_sticks, **self._inbox.find(wanted)}
 
     def refused(self, name: str) -> None:
         """See `PackageSource`."""
-        (self._sticks if "/" in name else self._inbox).refused(name)
+        if "/" not in name:
+            self._inbox.refused(name)
+        elif (stick := self._sticks.get(Path(name).parent)) is not None:
+            stick.refused(name)
 
 
 class Life:
@@ -195,7 +203,7 @@ class Life:
             context,
             history.packages,
             self,
-            Source(InboxPackages(history.inbox), StickPackages(history.sticks)),
+            Source(InboxPackages(history.inbox), history.sticks),
             Storage(history, self),
             publisher.reported,
         )

@@ -17,7 +17,7 @@ from edge_agent.store import stick_packages
 from edge_agent.store.inbox_packages import package_digest
 from edge_agent.store.install_plan import InstallContext
 from edge_agent.store.model_store import ModelStore
-from edge_agent.store.stick_packages import StickLook, StickPackages
+from edge_agent.store.stick_packages import StickLook, StickPackages, mounted
 from tests.support import packages as tiny
 
 
@@ -30,7 +30,7 @@ def stick(tmp_path: Path, name: str = "usb") -> Path:
 def test_a_package_on_a_stick_is_found_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package, folder = tiny.base_package(tmp_path), stick(tmp_path)
     digest = package_digest(package)
-    found = StickPackages(tmp_path / "media")
+    found = StickPackages(folder)
     assert found.find({digest}) == {}
     target = folder / "anything.tar"
     target.write_bytes(package.read_bytes()[:-1])
@@ -49,6 +49,27 @@ def test_a_package_on_a_stick_is_found_and_stays(tmp_path: Path, monkeypatch: py
     assert StickPackages(tmp_path / "none").find({digest}) == {}
 
 
+def test_a_refusal_holds_though_a_look_is_under_way(tmp_path: Path) -> None:
+    """A stick that answers late gives what it held before the install had refused it."""
+    package, folder = tiny.base_package(tmp_path), stick(tmp_path)
+    digest = package_digest(package)
+    target = folder / "a.tar"
+    target.write_bytes(package.read_bytes())
+    during = [False]
+
+    def now_s() -> float:
+        if during[0]:
+            found.refused(str(target))
+        return 0.0
+
+    found = StickPackages(folder, now_s)
+    assert found.find({digest}) == {digest: str(target)}
+    during[0] = True
+    assert found.find({digest}) == {}
+    during[0] = False
+    assert found.find({digest}) == {}
+
+
 def test_links_devices_pipes_and_folders_are_passed_by(tmp_path: Path) -> None:
     package, folder = tiny.base_package(tmp_path), stick(tmp_path)
     digest = package_digest(package)
@@ -58,8 +79,11 @@ def test_links_devices_pipes_and_folders_are_passed_by(tmp_path: Path) -> None:
     (folder / "readme.txt").write_bytes(package.read_bytes())
     os.mkfifo(folder / "pipe.tar")
     (tmp_path / "media" / "linked").symlink_to(tmp_path)
+    (tmp_path / "media" / "file").write_bytes(b"")
+    (tmp_path / "media" / ".hidden").mkdir()
     (folder / "zeros.tar").write_bytes(bytes(100_000))
-    assert StickPackages(tmp_path / "media").find({digest}) == {}
+    assert StickPackages(folder).find({digest}) == {}
+    assert mounted(tmp_path / "media") == [folder]
 
 
 def test_endless_names_and_slow_sticks_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,35 +96,73 @@ def test_endless_names_and_slow_sticks_are_bounded(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(stick_packages, "file_mark", lambda path: looked.append(path) or real(path))
     monkeypatch.setattr(stick_packages, "MOST_STICKS", 2)
     monkeypatch.setattr(stick_packages, "MOST_ENTRIES", 5)
-    StickPackages(tmp_path / "media").find({"sha256:0"})
+    asyncio.run(StickLook(tmp_path / "media").find({"sha256:0"}))
     assert len(looked) == 10
     looked.clear()
     times = iter(range(0, 1000, 8))
-    StickPackages(tmp_path / "media", lambda: float(next(times))).find({"sha256:0"})
+    StickPackages(tmp_path / "media" / "usb0", lambda: float(next(times))).find({"sha256:0"})
     assert len(looked) == 2, "20 s, 8 s each"
 
 
-def test_a_stick_that_does_not_answer_holds_nobody(tmp_path: Path) -> None:
+class Dying(StickPackages):
+    """A stick whose name begins with "dead": a read that the kernel does not give up before `let_go`."""
+
     let_go = threading.Event()
 
-    class Dying(StickPackages):
-        """A read that the kernel does not give up."""
+    def find(self, wanted: Collection[str]) -> Mapping[str, str]:
+        """See `StickPackages`."""
+        if self._folder.name.startswith("dead"):
+            self.let_go.wait()
+        return super().find(wanted)
 
-        def find(self, wanted: Collection[str]) -> Mapping[str, str]:
-            """See `StickPackages`."""
-            let_go.wait()
-            return dict.fromkeys(wanted, "late")
+
+def end_threads() -> None:
+    Dying.let_go.set()
+    for thread in threading.enumerate():
+        if thread.name == "sticks":
+            thread.join()
+
+
+def test_a_stick_that_does_not_answer_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    package = tiny.base_package(tmp_path)
+    digest = package_digest(package)
+    stick(tmp_path, "dead-1")
+    good = stick(tmp_path, "usb") / "a.tar"
+    good.write_bytes(package.read_bytes())
+    Dying.let_go.clear()
+    monkeypatch.setattr(stick_packages, "MOST_STICKS", 3)
 
     async def run() -> None:
-        look = StickLook(Dying(tmp_path), wait_s=0.01)
-        assert await look.find({"d"}) == {} and await look.find({"d"}) == {}
-        let_go.set()
-        for thread in threading.enumerate():
-            if thread.name == "sticks":
-                thread.join()
-        assert await StickLook(Dying(tmp_path)).find({"d"}) == {"d": "late"}
+        look = StickLook(tmp_path / "media", 0.2, Dying)
+        for _ in range(3):
+            assert await look.find({digest}) == {digest: str(good)}
+        assert sum("does not answer" in one.message for one in caplog.records) == 1, "said once"
+        look.refused(str(good))
+        assert await look.find({digest}) == {}
+        # Pulled out and put in under another name: its thread stays with the kernel, and their number is bounded.
+        for number in range(2, 6):
+            (tmp_path / "media" / f"dead-{number - 1}").rmdir()
+            stick(tmp_path, f"dead-{number}")
+            await look.find({digest})
+        assert sum(thread.name == "sticks" for thread in threading.enumerate()) <= 3 + 1, "and that of the list"
+        end_threads()
+        late = stick(tmp_path, "dead-9") / "b.tar"
+        late.write_bytes(package.read_bytes())
+        await look.find({digest})
+        assert await look.find({digest}) == {digest: str(late)}
+        late.unlink()
+        late.parent.rmdir()
+        (tmp_path / "media" / "usb").rename(tmp_path / "away")
+        assert await look.find({digest}) == {}
+        (tmp_path / "away").rename(tmp_path / "media" / "usb")
+        assert await look.find({digest}) == {digest: str(good)}, "put in again, it is looked at again"
 
-    asyncio.run(run())
+    try:
+        asyncio.run(run())
+    finally:
+        end_threads()
 
 
 def library(tmp_path: Path, at: Callable[[str], None]) -> ModelStore:
