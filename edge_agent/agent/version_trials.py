@@ -20,8 +20,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from edge_agent.agent.context import Context
 from edge_agent.agent.host_monitor import HostMonitor
 from edge_agent.agent.model_manager import ModelManager, NoRoom
@@ -35,7 +33,7 @@ from edge_agent.core.governor import GovernorLevel
 from edge_agent.core.job import Job
 from edge_agent.core.trial_records import TrialRecord
 from edge_agent.core.version_trial import Pair, TrialState, TrialTerms, TrialVerdict, VersionTrial
-from edge_agent.protocol.messages import TrialOrder
+from edge_agent.protocol.trial_terms import read_trial
 from edge_agent.protocol.worker_messages import AnyEvent, JobDone, JobFailed, JobWork
 
 if TYPE_CHECKING:
@@ -58,8 +56,9 @@ SAME_COSINE = 0.99
 
 
 def terms_of(text: str) -> TrialTerms:
-    """The terms as the store's record has them. Raises ValueError for what an earlier release cannot have written."""
-    order = msgspec.json.decode(text, type=TrialOrder)
+    """The terms as the store's record has them. Raises ValueError for those of a later release, which the daemon may
+    find after a downgrade."""
+    order = read_trial(text)
     return TrialTerms(
         least=order.least,
         most=order.most,
@@ -118,11 +117,15 @@ def score(results: Sequence[Mapping[str, Any]]) -> float | None:
 class CandidateModel:
     """The version on trial and its worker. Implements `WorkerListener`."""
 
-    def __init__(self, context: Context, manager: ModelManager, model: InstalledModel) -> None:
+    def __init__(
+        self, context: Context, manager: ModelManager, model: InstalledModel, died: Callable[[WorkerDeath], None]
+    ) -> None:
+        """`died` hears of deaths while no copy was in the worker."""
         # '/' is in no model's name, so that its memory account is its own.
         self.served = ServedModel(replace(model, name=f"{model.name}/trial"), listener=self)
         self._context = context
         self._manager = manager
+        self._died = died
         self._event: asyncio.Future[JobDone | JobFailed | WorkerDeath] | None = None
         self._job_id = ""
         self._number = 0
@@ -135,6 +138,8 @@ class CandidateModel:
     def on_death(self, death: WorkerDeath) -> None:
         """See `WorkerListener`."""
         self._manager.beside_died(self.served)
+        if self._event is None or self._event.done():
+            self._died(death)
         self._settle(death)
 
     def _settle(self, outcome: JobDone | JobFailed | WorkerDeath) -> None:
@@ -177,8 +182,8 @@ class ShadowRun:
         self.waits_for = ""
         self._copies: deque[Copy] = deque(maxlen=COPIES)
         self._arrived = asyncio.Event()
-        self._candidate = CandidateModel(context, manager, model)
-        self._warm = False
+        self._candidate = CandidateModel(context, manager, model, self._died_idle)
+        self._warm = self._loading = False
         self._load_at_s = -math.inf
 
     def observe(self, job: Job, event: JobDone, joules: float | None) -> None:
@@ -231,6 +236,12 @@ class ShadowRun:
 
     # ---- the worker ------------------------------------------------------------------------------------------------
 
+    def _died_idle(self, death: WorkerDeath) -> None:
+        """The candidate ended between two copies, or while an adapter was attached. A load that fails is counted where
+        it is awaited, and what somebody else has ended is no sign against the version."""
+        if not self._loading and death.cause is not DeathCause.SIGNALLED_FROM_OUTSIDE:
+            self.trial.died(death.reason)
+
     async def _loaded(self) -> bool:
         """Have the candidate in memory; False where it is not now. A request that needs a load of its own ends this
         one."""
@@ -243,12 +254,14 @@ class ShadowRun:
             return False
         self._load_at_s, self._warm = now_s + LOAD_AGAIN_S, False
         task = asyncio.create_task(self._manager.load_beside(served), name=f"load-{served.name}")
+        self._loading = True
         try:
             while not task.done():
                 await asyncio.wait([task], timeout=LOOK_S)
                 if self._is_in_the_way():
                     task.cancel()
         finally:
+            self._loading = False
             if not task.done() or task.cancelled():
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
@@ -427,7 +440,11 @@ class VersionTrials:
         record = self._context.trials.get(model.name)
         same = record is not None and (record.version, record.package) == (model.version, package)
         known = same and record is not None and not record.settled
-        terms = terms_of(model.trial)
+        terms, strange = TrialTerms(), ""
+        try:
+            terms = terms_of(model.trial)
+        except ValueError as error:
+            strange = f"this release does not know its terms: {error}"
         if record is None or not known:
             record = TrialRecord(model.name, model.version, package, "running", self._context.clock.wall_s())
             trial = VersionTrial(terms)
@@ -439,6 +456,8 @@ class VersionTrials:
                 trial.restarted()
             else:  # the daemon ended before the store had carried it out
                 trial.decide(TrialVerdict(TrialState(record.state), record.sure is True, record.reason))
+        if strange:
+            trial.decide(TrialVerdict(TrialState.RETURNED, False, strange))
         served = self._manager.served_models.get(model.name)
         if served is not None and served.model.version == model.version:
             trial.decide(TrialVerdict(TrialState.PROMOTED, False, "the version before cannot run any more"))

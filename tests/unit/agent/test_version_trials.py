@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from edge_agent.agent.version_trials import compare
-from edge_agent.base.causes import Cause, Closure
+from edge_agent.base.causes import Cause, Closure, DeathCause
 from edge_agent.base.errors import StoreError
 from edge_agent.core.version_trial import MOST_DEATHS, MOST_RESTARTS
 from tests.support.fakes import FakeLibrary, KeptTrials, Plan, a_model, a_variant
@@ -75,6 +75,31 @@ def test_a_version_is_kept_or_returned_by_what_it_does(answers: tuple[float, str
         assert all("m/trial" not in str(body) for body in told)
 
     Device.run(scenario, a_model(), plan=Plan())
+
+
+def test_a_version_that_dies_between_copies_is_counted_and_one_that_somebody_killed_is_not() -> None:
+    async def scenario(device: Device) -> None:
+        await begun(device)
+        for cause in (DeathCause.SIGNALLED_FROM_OUTSIDE, *[DeathCause.CRASHED] * MOST_DEATHS):
+            assert record(device).state == "running", record(device)
+            await asked(device, 2, f"{len(device.spawner.workers)}-")
+            await look(device, 30)  # what was copied is computed by then
+            device.spawner.workers[-1].die("killed by SIGSEGV", cause)
+            await look(device, 2)
+        assert record(device).state == "returned" and f"ended {MOST_DEATHS} times" in record(device).reason
+
+    Device.run(scenario, a_model())
+
+
+@pytest.mark.parametrize("terms", ['{"mode": "split"}', '{"share": 0.5}', '{"least": 1}', "x"])
+def test_terms_of_a_later_release_return_the_version_and_end_nothing(terms: str) -> None:
+    async def scenario(device: Device) -> None:
+        await begun(device, terms)
+        await look(device, 3)
+        assert record(device).state == "returned" and "does not know its terms" in record(device).reason
+        assert device.operator.calls == [("rollback", "m")] and device.served().model.version == 1
+
+    Device.run(scenario, a_model())
 
 
 def test_a_silent_version_fails_and_its_worker_is_ended() -> None:
