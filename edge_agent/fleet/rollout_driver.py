@@ -163,7 +163,7 @@ class RolloutDriver:
             found = None
         if found is None:
             self._records.pop(name, None)
-        elif (name in self._records or len(self._records) < DEVICES_WATCHED):
+        elif name in self._records or len(self._records) < DEVICES_WATCHED:
             self._records[name] = found
 
     def _take_abort(self, payload: bytes) -> None:

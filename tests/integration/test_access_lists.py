@@ -13,6 +13,7 @@ import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
+from edge_agent.protocol.topics import RESERVED
 from tests.support.mosquitto import Mosquitto
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -20,7 +21,7 @@ ROLLOUT = ("group/rollout/state", "group/rollout/device/pi", "group/rollout/abor
 OWN = ("status", "info", "models", "reported", "telemetry", "event", "trace")
 ORDERS = ("desired", "cmd/install", "cmd/remove", "cmd/rollback", "cmd/load")
 NOT_AUTHORIZED = 0x87
-USERS = ("pi", "me", "you", "operator", "rollout", "hall-1")
+USERS = ("pi", "me", "you", "operator", "rollout", "hall-1", *sorted(RESERVED))
 
 
 def lists() -> str:
@@ -99,7 +100,7 @@ def of(device: str, kinds: Sequence[str]) -> list[str]:
 def test_a_client_asks_and_cancels_and_nothing_else(people: Callable[[str], Person]) -> None:
     me = people("me")
     assert all(me.may_write("pi/infer/minilm", "pi/cancel"))
-    assert not any(me.may_write(*of("pi", [*OWN, *ORDERS]), *ROLLOUT, "client/you/other", "me", "pi/infer"))
+    assert not any(me.may_write(*of("pi", [*OWN, *ORDERS]), *ROLLOUT, "client/you/other", "pi/infer"))
 
 
 def test_a_device_owns_its_topics_alone(people: Callable[[str], Person]) -> None:
@@ -114,6 +115,15 @@ def test_the_operator_decides_what_devices_hold_and_the_reader_reads(people: Cal
     assert not any(operator.may_write(*of("pi", [*OWN, *ORDERS]), *ROLLOUT))
     assert all(rollout.may_write("pi/desired", "hall-1/desired", *ROLLOUT, "group/rollout/device/hall-1"))
     assert not any(rollout.may_write(*of("pi", [*OWN, "cmd/install"])))
+
+
+def test_names_that_no_account_may_have(people: Callable[[str], Person]) -> None:
+    """docs/mqtt.md says so: an account owns the topics of its name, whatever they mean to others."""
+    text = (DOCS / "mqtt.md").read_text(encoding="utf-8")
+    for name, topics in {"group": ROLLOUT, "client": ("client/me/reply/1", "client/x"), "pool": ("pool/x",)}.items():
+        assert all(people(name).may_write(*topics))
+        assert name in RESERVED and f"`{name}`" in text
+    assert all(people("me").may_write("me/status", "me/reported")), "and passes for a device of that name"
 
 
 def test_who_hears_what(people: Callable[[str], Person]) -> None:

@@ -124,9 +124,7 @@ def test_what_devices_report_ends_no_rollout() -> None:
     kept[STATE] = msgspec.json.encode(replace(state, plan=replace(state.plan, stop=stop, watch_s=1000.0)))
     first = msgspec.json.encode(told.telemetry())
     for number, payload in enumerate(extremes(messages.Telemetry, json.loads(first))):
-        bodies = [
-            json.dumps({**json.loads(payload), "boot_id": "x", "seq": 2 * number + at}).encode() for at in (1, 2)
-        ]
+        bodies = [json.dumps({**json.loads(payload), "boot_id": "x", "seq": 2 * number + at}).encode() for at in (1, 2)]
         drive(kept, Intent.RESUME, first, *bodies)
 
 
