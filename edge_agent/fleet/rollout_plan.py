@@ -71,8 +71,8 @@ def check_plan(plan: RolloutPlan) -> None:
 
 
 def state_fault(state: RolloutState) -> str | None:
-    """Why the state at the broker is none that a rollout can go on from; None where it is one. Who may publish there need
-    not be this command, and what it names becomes topics, places in lists and numbers."""
+    """Why the state at the broker is none that a rollout can go on from; None where it is one. Who may publish there
+    need not be this command, and what it names becomes topics, places in lists and numbers."""
     names = [name for wave in state.waves for name in wave]
     wrong = next((name for name in names if not NAME.fullmatch(name) or name in RESERVED), None)
     claimed = () if state.claim is None else (state.claim.by, state.claim.who)

@@ -1,4 +1,4 @@
-"""The access lists of docs/mqtt.md, docs/desired.md and docs/fleet.md at a real mosquitto: who may write and read what."""
+"""The access lists of docs/mqtt.md and docs/fleet.md at a real mosquitto: who may write and read what."""
 
 from __future__ import annotations
 

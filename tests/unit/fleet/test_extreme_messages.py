@@ -12,8 +12,8 @@ import pytest
 from msgspec.structs import replace
 
 from edge_agent.base.errors import UsageError
-from edge_agent.exporter.device_metrics import DeviceMetrics
 from edge_agent.exporter.device_metrics import KINDS as EXPORTED
+from edge_agent.exporter.device_metrics import DeviceMetrics
 from edge_agent.fleet.device_table import KINDS, DeviceTable, table_text
 from edge_agent.fleet.rollout import DeviceFacts, Rollout
 from edge_agent.fleet.rollout_driver import Intent, RolloutDriver
