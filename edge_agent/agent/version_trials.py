@@ -99,7 +99,7 @@ def _same(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
         return len(one) == len(other) and sum(map(float.__mul__, map(float, one), map(float, other))) >= SAME_COSINE
     if "spans" in old:
         return _places(old) == _places(new)
-    return all(old.get(key) == new.get(key) for key in ("label", "text") if key in old)
+    return all(old.get(key) == new.get(key) for key in ("label", "text", "answer", "start") if key in old)
 
 
 def _places(answer: Mapping[str, Any]) -> list[tuple[Any, ...]] | None:

@@ -17,7 +17,9 @@ import msgspec
 from edge_agent.app import wiring
 from edge_agent.base.causes import Cause
 from edge_agent.base.errors import RequestError, UsageError, brief
-from edge_agent.base.limits import DEADLINE_MAX_S
+from edge_agent.base.limits import DEADLINE_MAX_S, TEXT_BYTES
+from edge_agent.base.named_file import open_named
+from edge_agent.base.units import bytes_text
 from edge_agent.client.request_client import RequestClient
 from edge_agent.config.fields import Unfit, specs
 from edge_agent.config.load import DEFAULT_PATH, default_readable, device_id, load
@@ -244,11 +246,26 @@ async def _answer(
     return {"status": 408, "reason": "the stream ended without a final message"}
 
 
+def context_of(path: Path) -> str:
+    """The text of a file that is asked about. Raises UsageError for one that cannot be read, or is too long."""
+    try:
+        with open_named(path) as file:
+            data = file.read(TEXT_BYTES + 1)
+        if len(data) > TEXT_BYTES:
+            raise UsageError(f"it is longer than {bytes_text(TEXT_BYTES)}, which a request takes", str(path))
+        return data.decode("utf-8")
+    except OSError as error:
+        raise UsageError(f"it cannot be read: {error.strerror}", str(path)) from error
+    except UnicodeDecodeError as error:
+        raise UsageError("it is no UTF-8 text", str(path)) from error
+
+
 def form_hint(reply: Mapping[str, Any], body: Mapping[str, Any]) -> str:
     """For a refusal because a generator was asked by `text`, or a classifier of pairs by one text: the options that ask
     it; empty for every other reply."""
     if reply.get("cause") == Cause.TEXT_PAIR.value:
-        return "" if "text_pair" in body or "text_pairs" in body else "; on the command line: --pair TEXT"
+        given = "text_pair" in body or "text_pairs" in body
+        return "" if given else "; on the command line: --pair TEXT, of answers --context TEXT"
     refused = reply.get("cause") == Cause.WRONG_FORM.value and ("text" in body or "texts" in body)
     return "; on the command line: --prompt, --chat or --stream" if refused else ""
 
@@ -293,6 +310,11 @@ def _result_text(result: dict[str, Any]) -> str:
         found = [f"{one['label']}={one['text']!r} ({one['start']}-{one['end']}, {one['score']:.2f})"
                  for one in result["spans"]]  # fmt: skip
         return ", ".join(found or ["no spans"]) + (" (text was cut)" if result["truncated"] else "")
+    if "answer" in result:
+        sure = f"no answer {result['no_answer_score']:.2f}"
+        if result["answer"] is None:
+            return f"no answer in the context ({sure}; the best span {result['score']:.2f})"
+        return f"{result['answer']}  ({result['start']}-{result['end']}, {result['score']:.2f}; {sure})"
     others = ", ".join(f"{entry['label']} {entry['score']:.2f}" for entry in result["labels"][1:])
     best = result["labels"][0]["label"]
     # Below the threshold the label is the out-of-scope one, where the task names one; the best class is said as well.

@@ -20,10 +20,12 @@ same rows (a fraction; negative: a gain is possible)."""
 class TaskSpec:
     """What a model or an adapter answers.
 
-    `kind` is 'classify', 'slots', 'embed' or 'generate'. `labels` are a classifier's in logit order, or of spans.
-    Below `threshold` the best label is reported as `out_of_scope`. `max_tokens` bounds a text; more is cut and said.
-    For a generator it is the context of one sequence, prompt and answer together; a longer prompt is refused.
+    `kind` is 'classify', 'slots', 'answers', 'embed' or 'generate'. `labels` are a classifier's in logit order, or of
+    spans. Below `threshold` the best label is reported as `out_of_scope`. `max_tokens` bounds a text; more is cut and
+    said. For a generator it is the context of one sequence, prompt and answer together; a longer prompt is refused.
     `prompt` is put before every text of an encoder that was trained with one. `pairs`: it takes two texts at once.
+    Answers are spans of a context: of `answer_tokens` at most, a long context in windows that share `window_overlap`
+    tokens; with `no_answer` the model knows questions that a context does not answer.
     """
 
     kind: str
@@ -33,6 +35,9 @@ class TaskSpec:
     out_of_scope: str | None = None
     prompt: str = ""
     pairs: bool = False
+    window_overlap: int = 0
+    answer_tokens: int = 0
+    no_answer: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -227,10 +227,23 @@ def _check_task(task: forms.TaskDoc, where: str) -> None:
         raise PackageError("a label stands twice", where)
     if task.kind != "generate" and task.max_tokens > limits.TASK_TOKENS:
         raise PackageError(f"max_tokens above {limits.TASK_TOKENS} belong to a generator", where)
-    if task.pairs and task.kind != "classify":
-        raise PackageError("pairs belong to a classifier", where)
+    if task.kind == "answers":
+        _check_answers(task, where)
+    elif task.window_overlap or task.answer_tokens or task.no_answer:
+        raise PackageError("window_overlap, answer_tokens and no_answer belong to answers", where)
+    if task.pairs and task.kind not in ("classify", "answers"):
+        raise PackageError("pairs belong to a classifier or to answers", where)
     if task.out_of_scope is not None and not task.labels:
         raise PackageError("out_of_scope needs labels", where)
+
+
+def _check_answers(task: forms.TaskDoc, where: str) -> None:
+    if not task.pairs:
+        raise PackageError("answers need pairs: a question and its context", where)
+    if not task.answer_tokens or task.window_overlap >= task.max_tokens:
+        raise PackageError("answers need answer_tokens, and a window_overlap below max_tokens", where)
+    if task.threshold or task.out_of_scope is not None:
+        raise PackageError("threshold and out_of_scope belong to a classifier", where)
 
 
 def _check_options(item: VariantItem) -> None:

@@ -144,19 +144,23 @@ class VariantInfo(Document, frozen=True, kw_only=True):
 class TaskDoc(Document, frozen=True, kw_only=True):
     """A task as JSON; see `catalog.TaskSpec`."""
 
-    kind: Literal["classify", "slots", "embed", "generate"]
+    kind: Literal["classify", "slots", "answers", "embed", "generate"]
     labels: Annotated[tuple[Label, ...], Meta(max_length=limits.LABELS)] = ()
     max_tokens: Annotated[int, Meta(ge=1, le=limits.CONTEXT_TOKENS)] = 128
     threshold: Share = 0.0
     out_of_scope: Label | None = None
     prompt: Annotated[str, Meta(max_length=1024)] = ""
     pairs: bool = False
+    window_overlap: Annotated[int, Meta(ge=0, le=limits.TASK_TOKENS)] = 0
+    answer_tokens: Annotated[int, Meta(ge=0, le=limits.ANSWER_TOKENS)] = 0
+    no_answer: bool = False
 
     def spec(self) -> TaskSpec:
         """The form that the agent uses."""
         return TaskSpec(
-            self.kind, self.labels, self.max_tokens, self.threshold, self.out_of_scope, self.prompt, self.pairs
-        )
+            self.kind, self.labels, self.max_tokens, self.threshold, self.out_of_scope, self.prompt, self.pairs,
+            self.window_overlap, self.answer_tokens, self.no_answer,
+        )  # fmt: skip
 
 
 class ModelDoc(Document, frozen=True, kw_only=True):

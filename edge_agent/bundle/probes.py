@@ -54,7 +54,8 @@ class Expected(Document, frozen=True, kw_only=True):
     """The outputs of one variant on the host, one row per text, and the tolerated differences on a device.
 
     `features_tolerance` is a relative L2 distance, `logits_tolerance` an absolute difference. `classes`: the logits are
-    those of every token one after another, so many of each (slots); None: of the text. For an adapter
+    those of every token one after another, so many of each (slots, answers); None: of the text. `over_tokens`: each
+    class is a choice among the tokens (answers), and not each token's among the classes. For an adapter
     `min_effect` is the least mean relative distance from the base's features: 0 for one that is its head alone.
     """
 
@@ -63,6 +64,7 @@ class Expected(Document, frozen=True, kw_only=True):
     logits: Rows | None = None
     logits_tolerance: Tolerance | None = None
     classes: Annotated[int, Meta(ge=2, le=2 * limits.SLOT_LABELS + 1)] | None = None
+    over_tokens: bool = False
     min_effect: Annotated[float, Meta(ge=0.0, le=100.0)] | None = None
 
 
@@ -142,7 +144,7 @@ def judge(file: ProbeFile, variant: str, measured: ProbeOutputs, base: ProbeOutp
         return verdict
     generator = traits(variant.partition("/")[0]).context_sized
     most = max(COMPANY_FEATURES, expected.features_tolerance) if generator else COMPANY_FEATURES
-    return _in_company(file, measured, verdict, most, expected.classes)
+    return _in_company(file, measured, verdict, most, expected)
 
 
 def company(adapter: str | None, attached: Iterable[str | None]) -> list[tuple[str | None, tuple[str, ...]]]:
@@ -188,7 +190,7 @@ def _distances(file: ProbeFile, expected: Expected, measured: ProbeOutputs, effe
     return Verdict(None, f"{len(file.texts)} golden probes hold", worst_features, worst_logits, effect)
 
 
-def _in_company(file: ProbeFile, measured: ProbeOutputs, alone: Verdict, most: float, classes: int | None) -> Verdict:
+def _in_company(file: ProbeFile, measured: ProbeOutputs, alone: Verdict, most: float, form: Expected) -> Verdict:
     """The verdict on texts that hold alone: whether each gives the same in company, features within `most`."""
     if measured.company is None:
         return alone
@@ -199,7 +201,9 @@ def _in_company(file: ProbeFile, measured: ProbeOutputs, alone: Verdict, most: f
             return _depends(number, text, f"its features differ by {off:.3g}, {most:g} is", alone)
         if measured.logits is None or shared.logits is None:
             continue
-        off = _largest(*(_scores(one[number], classes) for one in (shared.logits, measured.logits)))
+        off = _largest(
+            *(_scores(one[number], form.classes, form.over_tokens) for one in (shared.logits, measured.logits))
+        )
         if off > COMPANY_SCORES:
             return _depends(number, text, f"its scores differ by {off:.3g}, {COMPANY_SCORES:g} is", alone)
     return replace(alone, reason=f"{alone.reason}, alone and in company")
@@ -210,10 +214,12 @@ def _depends(number: int, text: Text, what: str, alone: Verdict) -> Verdict:
     return replace(alone, code=COMPANY, reason=reason)
 
 
-def _scores(logits: Sequence[float], classes: int | None = None) -> list[float]:
-    """Probabilities by softmax, of every `classes` logits apart; those of logits that are not finite are not finite
-    either."""
+def _scores(logits: Sequence[float], classes: int | None = None, over_tokens: bool = False) -> list[float]:
+    """Probabilities by softmax, of every `classes` logits apart, or of each of the classes over all tokens; those of
+    logits that are not finite are not finite either."""
     width = classes or len(logits)
+    if over_tokens:
+        return [value for column in range(width) for value in _scores(logits[column::width])]
     if len(logits) > width:
         parts = (logits[start : start + width] for start in range(0, len(logits), width))
         return [value for part in parts for value in _scores(part)]
@@ -266,6 +272,8 @@ def problem_of(file: ProbeFile, adapter: bool) -> str | None:
             return f"{variant} has logits without a tolerance, or a tolerance without logits"
         if expected.classes is not None and any(len(row) % expected.classes for row in expected.logits or ()):
             return f"the logits of {variant} are not {expected.classes} of every token"
+        if expected.over_tokens and expected.classes is None:
+            return f"the logits of {variant} are over tokens, and it says of no classes"
         if adapter != (expected.min_effect is not None):
             return f"{variant} must state min_effect exactly when it is an adapter's"
     return None

@@ -85,6 +85,13 @@ def _add_infer(verbs: Any) -> None:
         "--pair", action="append", default=[], metavar="TEXT",
         help="the second text, for a task that takes pairs; repeat it for each text (default: none)",
     )  # fmt: skip
+    context = verb.add_mutually_exclusive_group()
+    context.add_argument(
+        "--context",
+        metavar="TEXT",
+        help="for a model of answers: what holds the answers to the questions (default: none)",
+    )
+    context.add_argument("--context-file", type=Path, metavar="FILE", help="the same out of a file (default: none)")
     verb.add_argument("--adapter", help="the adapter to use (default: none, the model alone)")
     verb.add_argument("--top-k", type=int, metavar="N", help="how many labels to return (default: 1)")
     verb.add_argument(
@@ -321,12 +328,26 @@ def infer(options: argparse.Namespace) -> int:
 def _question(options: argparse.Namespace) -> dict[str, Any]:
     texts: list[str] = options.text
     if not (options.prompt or options.chat or options.stream):
-        return _texts_asked(texts, options.pair)
-    if options.pair:
-        raise UsageError("--pair belongs to a classifier of pairs; a generator is asked one text")
+        return _texts_asked(texts, _second_texts(options))
+    if options.pair or options.context or options.context_file:
+        raise UsageError("--pair and --context belong to classifiers of pairs and to answers; a generator has neither")
     if len(texts) != 1 or (options.prompt and options.chat):
         raise UsageError("a generator is asked one thing at a time, by --prompt or by --chat")
     return {"messages": [{"role": "user", "content": texts[0]}]} if options.chat else {"prompt": texts[0]}
+
+
+def _second_texts(options: argparse.Namespace) -> list[str]:
+    """What stands beside the texts: the texts of --pair, or one context for all of them."""
+    if options.context is None and options.context_file is None:
+        pairs: list[str] = options.pair
+        return pairs
+    if options.pair:
+        raise UsageError("--context and --pair are both the second text: give one of them")
+    if options.context is not None:
+        return [options.context] * len(options.text)
+    from edge_agent.app.ask import context_of
+
+    return [context_of(options.context_file)] * len(options.text)
 
 
 def _texts_asked(texts: list[str], pairs: list[str]) -> dict[str, Any]:

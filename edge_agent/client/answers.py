@@ -13,7 +13,7 @@ from edge_agent.base.errors import UsageError
 from edge_agent.client.refusals import DeviceUnavailable
 from edge_agent.protocol.messages import Energy, Reply, StreamChunk, Timing, TokenLogprob, Usage
 
-F = TypeVar("F", bound="Classification | Slots | Embedding | Generation")
+F = TypeVar("F", bound="Classification | Slots | ExtractedAnswer | Embedding | Generation")
 
 
 class RawPrompt(str):
@@ -27,6 +27,13 @@ class TextPair(NamedTuple):
 
     text: str
     text_pair: str
+
+
+class ContextQuestion(NamedTuple):
+    """A question and the text that holds its answer: `ask("manual", ContextQuestion("How hot?", "Heat to 80 °C."))`."""
+
+    question: str
+    context: str
 
 
 class RankedLabel(Struct, frozen=True):
@@ -67,6 +74,20 @@ class Slots(Struct, frozen=True, kw_only=True):
     truncated: bool
 
 
+class ExtractedAnswer(Struct, frozen=True, kw_only=True):
+    """The span of a context that answers a question: characters (code points) `start` to `end` of the context, which
+    read `answer`; all three are None where there is no answer. `score` is the probability of the likeliest span, which
+    is the answer where there is one, `no_answer_score` that of there being none. The context was read in `windows`."""
+
+    answer: str | None
+    start: int | None
+    end: int | None
+    score: float
+    no_answer_score: float
+    tokens: int
+    windows: int
+
+
 class Embedding(Struct, frozen=True, kw_only=True):
     """A text as a vector of length 1: the dot product of two is their cosine similarity."""
 
@@ -90,7 +111,7 @@ class Answer:
     """An answer with status 200. `reply` is the message as it came (docs/mqtt.md); the rest reads it.
 
     The properties of a single result (`label`, `text`, ...) raise UsageError where the model gives another kind, or
-    where several texts were asked at once: then use `classifications`, `slots` or `embeddings`.
+    where several texts were asked at once: then use `classifications`, `slots`, `extracted` or `embeddings`.
     """
 
     reply: Reply
@@ -134,6 +155,16 @@ class Answer:
     def slots(self) -> list[Slots]:
         """The labelled spans of each text, in their order."""
         return [self._as(Slots, one) for one in self._results()]
+
+    @property
+    def extraction(self) -> ExtractedAnswer:
+        """What a context answers to the one question."""
+        return self._single(ExtractedAnswer)
+
+    @property
+    def extracted(self) -> list[ExtractedAnswer]:
+        """What each context answers to its question, in their order."""
+        return [self._as(ExtractedAnswer, one) for one in self._results()]
 
     @property
     def classifications(self) -> list[Classification]:
@@ -188,6 +219,7 @@ class Answer:
 KINDS: dict[str, type[Struct]] = {
     "label": Classification,
     "spans": Slots,
+    "answer": ExtractedAnswer,
     "embedding": Embedding,
     "finish_reason": Generation,
 }

@@ -16,7 +16,15 @@ import msgspec
 from edge_agent.base.causes import Cause
 from edge_agent.base.errors import RequestError, UsageError
 from edge_agent.base.limits import CORRELATION_BYTES, DEADLINE_MAX_S
-from edge_agent.client.answers import Answer, Embedding, RawPrompt, StreamPart, TextPair, streamed_answer
+from edge_agent.client.answers import (
+    Answer,
+    ContextQuestion,
+    Embedding,
+    RawPrompt,
+    StreamPart,
+    TextPair,
+    streamed_answer,
+)
 from edge_agent.client.refusals import DeviceBusy, DeviceUnavailable, InvalidRequest, RequestCancelled, refusal_of
 from edge_agent.client.request_client import RequestClient
 from edge_agent.mqtt.options import MqttOptions, TlsOptions
@@ -35,9 +43,10 @@ ID_BYTES = CORRELATION_BYTES - 8
 """Of a request: `.1` and so on come behind it where it is asked again."""
 JITTER = 0.25
 """Clients that are refused together do not come back together: each waits up to a fourth longer."""
-Question = str | TextPair | Sequence[str] | Sequence[TextPair] | Sequence[Mapping[str, str]]
-"""What is asked: a text (for a generator a prompt as it stands), a TextPair or a RawPrompt; several texts or pairs;
-or a conversation of `{"role": ..., "content": ...}`."""
+Pair = TextPair | ContextQuestion
+Question = str | Pair | Sequence[str] | Sequence[Pair] | Sequence[Mapping[str, str]]
+"""What is asked: a text (for a generator a prompt as it stands), a TextPair, a ContextQuestion or a RawPrompt;
+several texts or pairs; or a conversation of `{"role": ..., "content": ...}`."""
 T = TypeVar("T")
 
 
@@ -381,20 +390,22 @@ def _form(question: Question) -> dict[str, Any]:
         return {"prompt": str(question)}
     if isinstance(question, str):
         return {"text": question}
-    if isinstance(question, TextPair):
-        return {"text": question.text, "text_pair": question.text_pair}
+    if isinstance(question, Pair):
+        return {"text": question[0], "text_pair": question[1]}
     listed = list(question)
     if not listed:
         raise UsageError("nothing is asked: the list is empty", "client")
     if all(isinstance(one, str) for one in listed):
         return {"texts": listed}
-    if all(isinstance(one, TextPair) for one in listed):
-        pairs = [one for one in listed if isinstance(one, TextPair)]
-        return {"texts": [one.text for one in pairs], "text_pairs": [one.text_pair for one in pairs]}
+    if all(isinstance(one, Pair) for one in listed):
+        pairs = [one for one in listed if isinstance(one, Pair)]
+        return {"texts": [one[0] for one in pairs], "text_pairs": [one[1] for one in pairs]}
     if all(isinstance(one, Mapping) for one in listed):
         return {"messages": [dict(one) for one in listed if isinstance(one, Mapping)]}
     raise UsageError(
-        "a question is a text, a TextPair, a list of those, or a list of messages with role and content", "client"
+        "a question is a text, a TextPair, a ContextQuestion, a list of those, or a list of messages with role and "
+        "content",
+        "client",
     )
 
 

@@ -56,6 +56,9 @@ class TaskFields(Struct, frozen=True):
     out_of_scope: str | None
     prompt: str = ""
     pairs: bool = False
+    window_overlap: int = 0
+    answer_tokens: int = 0
+    no_answer: bool = False
 
 
 class LoadMemory(Struct, frozen=True):

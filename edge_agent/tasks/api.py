@@ -21,6 +21,7 @@ from edge_agent.base.texts import Text, parts_of
 from edge_agent.tasks.tokens import Wording, wording
 
 if TYPE_CHECKING:
+    from edge_agent.base.context_windows import ContextWindow
     from edge_agent.base.words import TextWord
 
 
@@ -29,7 +30,7 @@ class Prepared(NamedTuple):
 
     `settings` are the parameters that the session needs; an encoder's needs none. `wording` says per text how the
     tokenizer split it, for statistics about changed input; a generator's is empty. `words`: (text, its words) per text,
-    where the task labels words.
+    where the task labels words. `windows`: (context, its windows) per question, whose rows are all windows in order.
     """
 
     rows: list[list[int]]
@@ -38,6 +39,7 @@ class Prepared(NamedTuple):
     settings: Mapping[str, Any]
     wording: Sequence[Wording] = ()
     words: Sequence[tuple[str, Sequence[TextWord]]] = ()
+    windows: Sequence[tuple[str, Sequence[ContextWindow]]] = ()
 
 
 class Reader(abc.ABC):
@@ -62,7 +64,7 @@ class Reader(abc.ABC):
 
 
 class Task(abc.ABC):
-    """One task: classify, slots, embed or generate."""
+    """One task: classify, slots, answers, embed or generate."""
 
     def __init__(self, tokenizer: Any, pairs: bool = False) -> None:
         self._tokenizer = tokenizer
@@ -71,6 +73,11 @@ class Task(abc.ABC):
     def prepare(self, texts: Sequence[Text], params: Mapping[str, Any]) -> Prepared:
         """Rows for a session. Raises RequestError 422 for an empty text, a pair where one text is wanted and the other
         way round, or parameters that do not fit."""
+        self.refuse_unfit(texts, params)
+        return self._encoded(texts)
+
+    def refuse_unfit(self, texts: Sequence[Text], params: Mapping[str, Any]) -> None:
+        """What `prepare` refuses of any task."""
         self.check(params)
         for place, text in enumerate(texts):
             if isinstance(text, str) is self._pairs:
@@ -79,7 +86,6 @@ class Task(abc.ABC):
                 raise RequestError(
                     422, Cause.INVALID, f"text {place + 1} is empty" if len(texts) > 1 else "the text is empty"
                 )
-        return self._encoded(texts)
 
     def _encoded(self, texts: Sequence[Text]) -> Prepared:
         encoded = self._tokenizer.encode(texts)

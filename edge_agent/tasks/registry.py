@@ -29,4 +29,10 @@ def build(task: TaskFields, tokenizer_path: str | None, vocabulary: Vocabulary |
         from edge_agent.tasks.slots import SlotFilling
 
         return SlotFilling(tokenizer, task)
-    raise BackendError(f"there is no task {task.kind!r}", "task", "there are: classify, slots, embed, generate")
+    if task.kind == "answers":
+        from edge_agent.tasks.extraction import ExtractAnswers
+
+        return ExtractAnswers(tokenizer, task)
+    raise BackendError(
+        f"there is no task {task.kind!r}", "task", "there are: classify, slots, answers, embed, generate"
+    )

@@ -11,6 +11,7 @@ from edge_agent.base.errors import BackendError, BackendMissing
 from edge_agent.base.texts import Text, parts_of, size_bytes
 
 if TYPE_CHECKING:
+    from edge_agent.base.context_windows import ContextWindow
     from edge_agent.base.words import TextWord
 
 UNIGRAM_UNKNOWN = "<unk>"
@@ -89,6 +90,19 @@ class Tokenizer:
             self._library.no_truncation()
             found = self._library.encode(self._prompt + text)
         return words_of(text, found, self._max_tokens, len(self._prompt))
+
+    def windows(self, question: str, context: str, overlap: int, most: int) -> tuple[EncodedText, list[ContextWindow]]:
+        """How the pair is split as a whole, and its rows (`context_windows.windows_of`); no rows where the question is
+        too long. Raises BackendError."""
+        from edge_agent.base.context_windows import windows_of  # imported here: other tasks do without it
+
+        with _by_the_library("the tokenizer cannot split the text"):
+            self._library.no_truncation()
+            found = self._library.encode(self._prompt + question, context)
+        ids: list[int] = found.ids
+        unknown = None if self._unknown_id is None else ids.count(self._unknown_id)
+        whole = EncodedText(ids, len(ids), False, max(0, len(ids) - self._added[True]), unknown)
+        return whole, windows_of(found, self._max_tokens, overlap, most) or []
 
     def _encode_pair(self, text: str, pair: str) -> EncodedText:
         """A pair is split whole first: what the library gives of a cut pair holds its rest in several combinations,

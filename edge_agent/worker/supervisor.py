@@ -431,8 +431,9 @@ def killed_from_outside(before: KillCount, after: KillCount) -> WorkerDeath:
 def task_fields(task: TaskSpec) -> TaskFields:
     """A task spec as it crosses to the child."""
     return TaskFields(
-        task.kind, task.labels, task.max_tokens, task.threshold, task.out_of_scope, task.prompt, task.pairs
-    )
+        task.kind, task.labels, task.max_tokens, task.threshold, task.out_of_scope, task.prompt, task.pairs,
+        task.window_overlap, task.answer_tokens, task.no_answer,
+    )  # fmt: skip
 
 
 def death_of(returncode: int, complaint: str | None) -> WorkerDeath:

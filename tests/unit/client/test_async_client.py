@@ -14,6 +14,7 @@ from edge_agent.base.clock import ManualClock
 from edge_agent.base.errors import RequestError, UsageError
 from edge_agent.client import (
     AsyncClient,
+    ContextQuestion,
     DeadlineMissed,
     DeviceBusy,
     DeviceUnavailable,
@@ -96,7 +97,8 @@ def sent(message: Outbound) -> dict[str, Any]:
         (["dark", "cold"], {"texts": ["dark", "cold"]}),
         (RawPrompt("Once"), {"prompt": "Once"}),
         (TextPair("dark", "cold"), {"text": "dark", "text_pair": "cold"}),
-        ([TextPair("a", "b"), TextPair("c", "d")], {"texts": ["a", "c"], "text_pairs": ["b", "d"]}),
+        (ContextQuestion("who", "it is me"), {"text": "who", "text_pair": "it is me"}),
+        ([TextPair("a", "b"), ContextQuestion("c", "d")], {"texts": ["a", "c"], "text_pairs": ["b", "d"]}),
         ([{"role": "user", "content": "Hi"}], {"messages": [{"role": "user", "content": "Hi"}]}),
     ],
 )

@@ -168,7 +168,8 @@ FIELDS = {
     "ModelDoc.task": BY_CODE, "ModelDoc.merged_from": BY_CODE, "ModelDoc.requires": BY_CODE,
     "TaskDoc.kind": BY_CODE, "TaskDoc.labels": "labels", "TaskDoc.max_tokens": "tokens",
     "TaskDoc.threshold": "the recipe's own bounds are these", "TaskDoc.out_of_scope": "out_of_scope",
-    "TaskDoc.pairs": BY_CODE,
+    "TaskDoc.pairs": BY_CODE, "TaskDoc.no_answer": BY_CODE,
+    "TaskDoc.window_overlap": "the recipe's own bounds are narrower", "TaskDoc.answer_tokens": BY_CODE,
     "TaskDoc.prompt": "a base with a longer one is refused: test_what_a_folder_asks_for_and_is_not_known_is_refused",
     "AdapterConfig.schema": BY_CODE, "AdapterConfig.name": "name", "AdapterConfig.base_id": BY_CODE,
     "AdapterConfig.rank": "rank of the device", "AdapterConfig.alpha": "the recipe's own bounds are narrower",
@@ -186,6 +187,7 @@ FIELDS = {
     "ProbeFile.expected": BY_CODE,
     "Expected.features": "probes", "Expected.features_tolerance": "capped", "Expected.logits": "probes",
     "Expected.logits_tolerance": "capped", "Expected.classes": "of the labels of slots: SLOT_LABELS below",
+    "Expected.over_tokens": BY_CODE,
     "Expected.min_effect": "an adapter without effect ends training",
 }  # fmt: skip
 
@@ -204,6 +206,7 @@ LIMITS = {
     "MANIFEST_BYTES": "card", "MANIFEST_DEPTH": BY_CODE, "STATEMENT_BYTES": "count of hardware",
     "INDEX_ENTRIES": BY_CODE, "LAYERS": BY_CODE, "PROBES": "the recipe's own bound is narrower",
     "NAME_CHARACTERS": "name", "SLOT_LABELS": "the rows are checked: test_slot_rows",
+    "ANSWER_WINDOWS": "of the device's work", "ANSWER_TOKENS": "the recipe's own bound is this",
     "LABELS": "labels", "LABEL_CHARACTERS": "label",
     "PROBE_CHARACTERS": "longer ones are passed over: test_long_texts_are_no_probes",
     "TASK_TOKENS": "tokens", "CONTEXT_TOKENS": "the recipe's own bound is this",
