@@ -29,7 +29,7 @@ from edge_agent.mqtt.transport import MqttTransport
 from edge_agent.protocol.envelope import LinkChange, LinkListener, Outbound
 from edge_agent.protocol.messages import DesiredModel, DesiredSource
 from edge_agent.protocol.rollout_messages import RolloutClaim, RolloutPlan, RolloutState
-from edge_agent.protocol.topics import Subscription
+from edge_agent.protocol.topics import RolloutTopics, Subscription
 
 TICK_S = 0.1
 LEAST_SYNC_S, LONGEST_SYNC_S = 0.5, 5.0
@@ -112,7 +112,7 @@ async def _drive(place: DeviceTarget, driver: RolloutDriver, quiet: bool) -> Non
         session_expiry_s=0,
         reconnect_cap_s=min(place.options.reconnect_cap_s, RECONNECT_CAP_S),
     )
-    sync = f"{place.prefix}/group/rollout/sync/{me}"
+    sync = RolloutTopics(place.prefix).sync(me)
     said: list[LinkChange] = []
     transport = MqttTransport(own, [*subscriptions(place.prefix), Subscription(sync)])
     await transport.start(LinkListener(said.append))

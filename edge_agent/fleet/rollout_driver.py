@@ -40,7 +40,7 @@ from edge_agent.protocol.rollout_messages import (
     RolloutRecord,
     RolloutState,
 )
-from edge_agent.protocol.topics import NAME, RESERVED, Subscription
+from edge_agent.protocol.topics import NAME, RESERVED, RolloutTopics, Subscription
 
 CLAIM_S = 30.0
 """It is renewed three times in that."""
@@ -70,8 +70,9 @@ class _Stage(Enum):
 def subscriptions(prefix: str) -> list[Subscription]:
     """What a rollout listens to."""
     kept = [f"{prefix}/+/{kind}" for kind in ("desired", "reported", "status")]
-    kept += [f"{prefix}/group/rollout/state", f"{prefix}/group/rollout/device/+"]
-    live = [Subscription(f"{prefix}/group/rollout/abort"), Subscription(f"{prefix}/+/telemetry", qos=0)]
+    topics = RolloutTopics(prefix)
+    kept += [topics.state, topics.records]
+    live = [Subscription(topics.abort), Subscription(f"{prefix}/+/telemetry", qos=0)]
     return [*(Subscription(topic, replay=True) for topic in kept), *live]
 
 
@@ -90,6 +91,7 @@ class RolloutDriver:
         self._claim_s = claim_s
         self._renew_s = claim_s / 3
         self._prefix = prefix
+        self._topics = RolloutTopics(prefix)
         self._intent = intent
         self._claim = claim
         self._plan = plan
@@ -274,7 +276,7 @@ class RolloutDriver:
         if self._intent is Intent.ABORT and now_s - self._sent_s >= AGAIN_S:
             self._sent_s = now_s
             body = msgspec.json.encode(RolloutAbort(rollout=state.rollout))
-            return [Outbound(f"{self._prefix}/group/rollout/abort", body)]
+            return [Outbound(self._topics.abort, body)]
         return []
 
     def _begin(self, now_s: float, wall_s: float) -> list[Outbound]:
@@ -334,9 +336,9 @@ class RolloutDriver:
             # Records of an earlier rollout say nothing of this one; their devices hold what it left.
             rollout = None if self._own is None else self._own.rollout
             old = [name for name, record in self._records.items() if record.rollout != rollout]
-            return [Outbound(self._record_topic(name), b"", retain=True, keep="latest") for name in old]
+            return [Outbound(self._topics.record(name), b"", retain=True, keep="latest") for name in old]
         if now_s - (self._since_s or 0.0) > self._claim_s:
-            topic = f"{self._prefix}/group/rollout/state"
+            topic = self._topics.state
             self._end(f"the broker does not show what is published on {topic}: may this user write and read it?")
         return []
 
@@ -375,13 +377,10 @@ class RolloutDriver:
         claim = self._claim if claimed else None
         self._own = replace(state, seq=state.seq + 1, ts=wall_s, claim=claim)
         self._sent_s = now_s
-        return self._retained(f"{self._prefix}/group/rollout/state", self._own)
+        return self._retained(self._topics.state, self._own)
 
     def _retained(self, topic: str, body: msgspec.Struct) -> Outbound:
         return Outbound(topic, msgspec.json.encode(body), retain=True, keep="latest")
-
-    def _record_topic(self, device: str) -> str:
-        return f"{self._prefix}/group/rollout/device/{device}"
 
     def _step(self, name: str, step: Step, facts: DeviceFacts, now_s: float) -> Outbound | None:
         """The message, unless it was sent a moment ago and the broker may still show it."""
@@ -389,7 +388,7 @@ class RolloutDriver:
         if now_s - sent_s < AGAIN_S:
             return None
         self._steps[name, step] = (now_s, times + 1)
-        topic = self._record_topic(name) if "record" in step.value else f"{self._prefix}/{name}/desired"
+        topic = self._topics.record(name) if "record" in step.value else f"{self._prefix}/{name}/desired"
         if times == 1:
             self.notes.append(
                 f"the broker does not show what was published on {topic}: may this user write and read it?"

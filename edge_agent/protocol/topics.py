@@ -283,3 +283,22 @@ def _fresh_id(inbound: Inbound, topic: str) -> str:
     """An id for a request without one: it can be answered, but not cancelled, and a repetition is not recognised."""
     seed = b"\0".join((topic.encode(), repr(inbound.received_s).encode(), inbound.payload))
     return "anon-" + hashlib.blake2b(seed, digest_size=8).hexdigest()
+
+
+class RolloutTopics:
+    """The topics of a rollout over the devices of one prefix (docs/fleet.md)."""
+
+    def __init__(self, prefix: str) -> None:
+        own = f"{prefix}/group/rollout"
+        self.state = f"{own}/state"
+        self.abort = f"{own}/abort"
+        self.records = f"{own}/device/+"
+        self._own = own
+
+    def record(self, device: str) -> str:
+        """Where it is kept what a device gets and what brings it back."""
+        return f"{self._own}/device/{device}"
+
+    def sync(self, client: str) -> str:
+        """Where whoever carries it out sends one message to itself: what is retained came before it."""
+        return f"{self._own}/sync/{client}"

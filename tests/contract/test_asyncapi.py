@@ -13,7 +13,7 @@ from edge_agent.base.causes import Cause
 from edge_agent.base.errors import RequestError
 from edge_agent.protocol import encode
 from edge_agent.protocol.messages import ORDERS, Energy, Event, Reply, Status, StreamChunk, Timing
-from edge_agent.protocol.topics import ReplyAddress, Topics
+from edge_agent.protocol.topics import ReplyAddress, RolloutTopics, Topics
 from tests.support import asyncapi
 
 DOCUMENT = asyncapi.load()
@@ -77,6 +77,11 @@ def test_the_topics_are_those_of_the_code() -> None:
     here = {name: address.replace("{device}", "device") for name, address in addresses.items() if address}
     for name in ("status", "info", "models", "telemetry", "event", "cancel"):
         assert here[name] == getattr(TOPICS, name)
+    rollout = RolloutTopics("edge/v1")
+    assert here["rolloutState"] == rollout.state
+    assert here["rolloutAbort"] == rollout.abort
+    assert here["rolloutRecord"] == rollout.record("device")
+    assert here["rolloutSync"] == rollout.sync("{client}")
     assert here["infer"] == TOPICS.infer("{model}")
     assert here["command"] == TOPICS.command("{command}")
     assert tuple(DOCUMENT["components"]["parameters"]["command"]["enum"]) == tuple(ORDERS)
