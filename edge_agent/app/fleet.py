@@ -38,6 +38,8 @@ def status(arguments: argparse.Namespace) -> int:
             async for heard in feed:
                 now_s = time.monotonic()
                 if heard.kind:
+                    if heard.kind == "status" and not heard.payload:
+                        table.forget(heard.device)
                     table.take(heard.device, heard.kind, heard.payload, now_s)
                     if heard.kind != "telemetry":
                         heard_s = now_s
@@ -61,10 +63,11 @@ def _show(table: DeviceTable, arguments: argparse.Namespace, live: bool) -> int:
     if arguments.model is not None:
         shown = [row for row in shown if any(one["model"] == arguments.model for one in row.models)]
     if arguments.json:
-        print_json({"as_of": wall_s, "devices": [row.plain() for row in shown]})
+        devices = [row.plain() for row in shown]
+        print_json({"as_of": wall_s, "devices": devices, "unreadable_messages": table.unreadable})
     else:
         size = shutil.get_terminal_size() if sys.stdout.isatty() else None
-        lines = [*table_text(shown, None if size is None else size.columns), summary_text(rows)]
+        lines = [*table_text(shown, None if size is None else size.columns), summary_text(rows, table.unreadable)]
         if live and size is not None:
             control(sys.stdout, CLEAR)
             lines = lines[: size.lines - 1]

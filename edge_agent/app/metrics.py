@@ -68,7 +68,8 @@ def metrics(arguments: argparse.Namespace) -> int:
                     known.connection(heard.connected)
                     broker.note(heard)
                     if heard.kind == "trace" and spans is not None:
-                        spans.take(heard.device, heard.payload, time.time())
+                        if not spans.take(heard.device, heard.payload, time.time()):
+                            known.count_unreadable()
                     elif heard.kind:
                         known.take(heard.device, heard.kind, heard.payload, now_s)
                     if file is not None and now_s - written_s >= arguments.interval:

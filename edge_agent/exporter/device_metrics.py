@@ -121,9 +121,19 @@ class DeviceMetrics:
         """Whether the broker is there."""
         self._connected = connected
 
-    def take(self, device: str, kind: str, payload: bytes, now_s: float) -> None:
-        """A message of a device, at a monotonic time. What is none is counted and left aside."""
+    def count_unreadable(self) -> None:
+        """A message on a topic of devices that somebody else has read and that is none."""
         with self._lock:
+            self._unreadable += 1
+
+    def take(self, device: str, kind: str, payload: bytes, now_s: float) -> None:
+        """A message of a device, at a monotonic time. What is none is counted and left aside. A retained status that
+        is taken back takes the device with it."""
+        with self._lock:
+            if not payload:
+                if kind == "status":
+                    self._devices.pop(device, None)
+                return
             body = read_said(KINDS, device, kind, payload)
             if body is None or (device not in self._devices and len(self._devices) >= DEVICES_WATCHED):
                 self._unreadable += 1

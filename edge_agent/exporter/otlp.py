@@ -78,17 +78,17 @@ class RequestSpans:
     def __init__(self, exporter: SpanExporter) -> None:
         self._processor = BatchSpanProcessor(exporter)
         self._tracers: dict[str, Tracer] = {}
-        self.unreadable = 0
 
-    def take(self, device: str, payload: bytes, now_s: float) -> None:
-        """A message on the topic `trace`, at a wall-clock time. What is none is counted and left aside."""
+    def take(self, device: str, payload: bytes, now_s: float) -> bool:
+        """A message on the topic `trace`, at a wall-clock time. False, and nothing is sent, where it is no report of a
+        device."""
         body, trace = _read(payload)
         tracer = self._tracer(device)
         if body is None or trace is None or tracer is None:
-            self.unreadable += 1
-            return
+            return False
         end_s = body.ts if abs(body.ts - now_s) <= CLOCK_OFF_S else now_s
         _write(tracer, body, trace, _ns(end_s))
+        return True
 
     def close(self) -> None:
         """Send what waits; then nothing more is taken."""

@@ -101,8 +101,11 @@ class DeviceTable:
         self.unreadable = 0
 
     def take(self, device: str, kind: str, payload: bytes, now_s: float) -> Said | None:
-        """A message, at a monotonic time, as its type. What is none of this version is counted and left aside."""
+        """A message, at a monotonic time, as its type. What is none of this version is counted and left aside; an
+        empty one takes back what was retained, and changes nothing."""
         if self._patterns and not any(fnmatchcase(device, pattern) for pattern in self._patterns):
+            return None
+        if not payload:
             return None
         body = read_said(KINDS, device, kind, payload)
         if body is None or (device not in self._devices and len(self._devices) >= DEVICES_WATCHED):
@@ -110,6 +113,10 @@ class DeviceTable:
             return None
         self._devices.setdefault(device, DeviceSaid()).take(body, now_s)
         return body
+
+    def forget(self, device: str) -> None:
+        """Leave a device out until it says something again."""
+        self._devices.pop(device, None)
 
     def said(self) -> Mapping[str, DeviceSaid]:
         """By device, what was heard of it."""
@@ -235,14 +242,15 @@ def table_text(rows: Sequence[DeviceRow], width: int | None = None) -> list[str]
     return [_cut(line.rstrip(), width) for line in found]
 
 
-def summary_text(rows: Sequence[DeviceRow]) -> str:
-    """One line about all of them."""
+def summary_text(rows: Sequence[DeviceRow], unreadable: int = 0) -> str:
+    """One line about all of them, and how many messages on topics of devices were none."""
     states: dict[str, int] = {}
     for row in rows:
         states[row.state] = states.get(row.state, 0) + 1
     listed = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
     troubled = sum(bool(row.trouble) for row in rows)
-    return f"{len(rows)} device{'' if len(rows) == 1 else 's'}: {listed or 'none'}; {troubled} in trouble"
+    others = f"; {unreadable} message{'' if unreadable == 1 else 's'} could not be read" if unreadable else ""
+    return f"{len(rows)} device{'' if len(rows) == 1 else 's'}: {listed or 'none'}; {troubled} in trouble{others}"
 
 
 def age_text(age_s: float | None) -> str:

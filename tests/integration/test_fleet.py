@@ -31,14 +31,18 @@ def test_status_is_one_table_from_what_the_broker_holds(tmp_path: Path, capsys: 
         teller.say("pi-1", "status", told.status())
         teller.say("pi-2", "status", told.status("degraded", "too hot"))
         teller.say("old", "status", told.status(ts=1_700_000_000.0))
+        teller.say("odd", "status", {"state": 1})
         code, out, _ = fleet(capsys, broker, "status", "--seconds", "1")
         assert code == 0
         shown = [line.split()[:2] for line in out.splitlines() if not line.startswith("    ")]
         assert shown[1:4] == [["old", "lost"], ["pi-2", "degraded"], ["pi-1", "online"]]
-        assert out.splitlines()[-1] == "3 devices: 1 degraded, 1 lost, 1 online; 2 in trouble"
+        assert (
+            out.splitlines()[-1] == "3 devices: 1 degraded, 1 lost, 1 online; 2 in trouble; 1 message could not be read"
+        )
         _, text, _ = fleet(capsys, broker, "status", "pi-*", "--trouble", "--json", "--seconds", "1")
         body: dict[str, Any] = json.loads(text)
         assert [(one["device"], one["trouble"]) for one in body["devices"]] == [("pi-2", ["too hot"])]
+        assert body["unreadable_messages"] == 0, "of the devices that were asked for"
 
 
 def test_status_says_where_nothing_was_heard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

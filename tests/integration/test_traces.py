@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.client import Client, RequestError, traced
+from tests.support import told_devices
 from tests.support.agents import AgentProcess, echo_package, running
 from tests.support.mosquitto import Mosquitto
 from tests.support.needs import need
@@ -53,6 +54,9 @@ def test_requests_are_spans_at_the_collector_and_metrics_come_too(tmp_path: Path
                     except RequestError as error:
                         refused = error.cause.value
             until(lambda: ("edge_agent_requests", (("device", "pi"), ("model", "home"))) in found.metrics)
+            with told_devices.Teller(broker.port) as teller:
+                teller.say("pi", "trace", {"traceparent": "none"})
+            until(lambda: found.metrics["edge_agent_unreadable_messages", ()] == ("sum", "", 1.0))
             process.send_signal(signal.SIGTERM)
             assert process.wait(30) == 0
         whole = [span for _, span in found.spans if span.parent_span_id.hex() == SPAN]

@@ -123,6 +123,17 @@ def test_what_a_sensor_does_not_know_has_no_series() -> None:
     assert of(exported(known, 102.0)[1], "temperature_celsius") is None
 
 
+def test_a_device_whose_retained_status_is_taken_back_has_no_series() -> None:
+    known = fed()
+    for kind in ("info", "status"):
+        known.take("pi", kind, b"", 104.0)
+    _, found = exported(known, 104.0)
+    assert of(found, "device_up") is None
+    assert found["unreadable_messages_total", ()] == 0
+    known.count_unreadable()
+    assert exported(known, 104.0)[1]["unreadable_messages_total", ()] == 1
+
+
 def test_series_end_with_the_last_will() -> None:
     known = fed()
     will = msgspec.json.encode({**msgspec.json.decode(ONLINE), "state": "offline", "reason": "connection lost"})
@@ -197,7 +208,7 @@ def test_devices_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_any_bytes_are_a_message_or_are_counted(kind: str, payload: bytes) -> None:
     known = DeviceMetrics()
     known.take("pi", kind, payload, 1.0)
-    assert exported(known, 1.0)[1]["unreadable_messages_total", ()] == 1.0
+    assert exported(known, 1.0)[1]["unreadable_messages_total", ()] == float(bool(payload))
 
 
 @pytest.mark.parametrize("place", ["queue_jobs", "rss_bytes", "expired", "memory.reserve_bytes", "governor.threads"])

@@ -81,6 +81,15 @@ def test_what_is_no_message_of_a_device_is_counted_and_left_out() -> None:
     known = table(("client", "status", status()), ("a b", "status", status()), ("ok", "status", b'{"state": 1}'))
     assert known.rows(NOW_S, WALL_S) == []
     assert known.unreadable == 3
+    assert summary_text([], known.unreadable) == "0 devices: none; 0 in trouble; 3 messages could not be read"
+
+
+def test_a_retained_message_that_is_taken_back_is_not_one_that_cannot_be_read() -> None:
+    known = table(("a", "status", status()), ("a", "models", b""), ("b", "status", b""))
+    assert known.unreadable == 0
+    assert [row.device for row in known.rows(NOW_S, WALL_S)] == ["a"]
+    known.forget("a")
+    assert known.rows(NOW_S, WALL_S) == []
 
 
 def test_nothing_that_a_device_says_reaches_the_terminal_as_a_control_or_ends_the_table() -> None:
