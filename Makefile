@@ -15,7 +15,7 @@ LLAMA_FLAGS := -DGGML_NATIVE=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BU
 export PIP_CONSTRAINT := $(CURDIR)/tools/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: conformance console console-test deb deb-life deb-lint device-arm64 metrics-lint home-assistant node-red families fuzz every-verb tensorrt-parser operators-day provisioned-image device-graphs device-check help demo demo-llm llamacpp litert wheel test check format bench conformance-schemas simulate storm nightly clean setup
+.PHONY: conformance converter console console-test deb deb-life deb-lint device-arm64 metrics-lint home-assistant node-red families fuzz every-verb tensorrt-parser operators-day provisioned-image device-graphs device-check help demo demo-llm llamacpp litert wheel test check format bench conformance-schemas simulate storm nightly clean setup
 help:
 	@echo "make demo    train, package, sign, install and query adapters on this machine (five to eight minutes)"
 	@echo "make demo-llm a language model, made here, that streams its answers (compiles llama.cpp: 3 to 10 minutes once;"
@@ -231,7 +231,17 @@ conformance: setup llamacpp
 	  mqtt aedes node-red@4 @asyncapi/parser @stoplight/spectral-cli
 	@test -x $(CONFORMANCE)/python/bin/python || $(PYTHON) -m venv $(CONFORMANCE)/python
 	@$(CONFORMANCE)/python/bin/python -m pip install --quiet aiomqtt gmqtt
+	@test -n "$(CHECKS)" -a -z "$(filter converter,$(CHECKS))" || test -f $(CONFORMANCE)/llama.cpp/VERSION || $(MAKE) --no-print-directory converter
 	@PYTHONPATH=tools $(BIN)/python -m tests.conformance $(CLONES) $(CHECKS)
+
+# llama.cpp's converter, from the source of the package that `make llamacpp` compiles (77 MB).
+converter:
+	@mkdir -p $(CONFORMANCE)/llama.cpp
+	@$(BIN)/python -m pip download --quiet --no-deps --no-binary llama-cpp-python --constraint tools/constraints.txt \
+	  --dest $(CONFORMANCE)/llama.cpp llama-cpp-python || echo "SKIPPED: the source of llama-cpp-python cannot be had"
+	@cd $(CONFORMANCE)/llama.cpp && for file in llama_cpp_python-*.tar.gz; do test ! -f $$file || { \
+	  tar xzf $$file --strip-components=3 --wildcards '*/vendor/llama.cpp/convert_hf_to_gguf.py' '*/vendor/llama.cpp/conversion' \
+	  '*/vendor/llama.cpp/gguf-py' && basename $$file .tar.gz | sed 's/.*-\(.*\)/\1 of llama-cpp-python/' > VERSION && rm $$file; }; done
 
 # Needs promtool (Debian package prometheus): names and units of the metrics by Prometheus' own linter.
 metrics-lint: setup
@@ -248,7 +258,7 @@ console-test: setup llamacpp
 	@command -v npm > /dev/null || { echo "npm is not installed: apt install nodejs npm, or see nodejs.org"; exit 1; }
 	@cd tools/console && npm ci --silent --no-audit --no-fund && npm run --silent check
 	@$(BIN)/python -m pip install --quiet --editable '.[browser]'
-	@$(BIN)/python -m pytest -q tests/browser/console_panels.py tests/browser/console_attacks.py
+	@$(BIN)/python -m pytest -q tests/browser/console_*.py
 
 every-verb: setup
 	@EDGE_EVERY_VERB=whole $(BIN)/python -m pytest tests/integration/test_every_verb.py

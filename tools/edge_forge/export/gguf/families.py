@@ -228,6 +228,8 @@ def _granite_keys(writer: Any, config: Mapping[str, Any]) -> None:
 def _phi3_keys(writer: Any, config: Mapping[str, Any]) -> None:
     original = config.get("original_max_position_embeddings") or config["max_position_embeddings"]
     writer.add_rope_scaling_orig_ctx_len(int(original))
+    # None, as llama.cpp's own converter writes it; where the model has a window, `context` ends there.
+    writer.add_sliding_window(0)
 
 
 FAMILIES: Mapping[str, Family] = {
