@@ -9,19 +9,16 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edge_agent.client.request_client import RequestClient
 from edge_agent.protocol import messages, telemetry_parts
-from edge_agent.store.inbox_packages import package_digest
 from tests.browser.window import (
     MODEL,
     SHOTS,
@@ -29,6 +26,7 @@ from tests.browser.window import (
     Place,
     Window,
     card,
+    fill_form,
     has_class,
     in_a_process,
     orders_of,
@@ -38,9 +36,9 @@ from tests.browser.window import (
     told,
 )
 from tests.support import told_devices
-from tests.support.agents import LABELS, echo_package
+from tests.support.agents import LABELS
 from tests.support.mosquitto import free_port
-from tests.support.told_devices import GIB, Teller
+from tests.support.told_devices import GIB
 
 
 def test_trouble_stands_in_front_and_each_is_named(window: Window, place: Place) -> None:
@@ -320,6 +318,33 @@ def test_a_question_is_answered_with_labels_scores_and_where_the_time_went(windo
         shown(ask.locator(".timing"), word)
 
 
+def test_pairs_have_two_texts_and_labelled_spans_are_shown(window: Window, place: Place) -> None:
+    """Of a model that is told: what the page asks is answered here."""
+    spans = [{"label": "room", "start": 20, "end": 27, "text": "<b>hallway", "score": 0.91}]
+    asked: list[dict[str, Any]] = []
+    with told(place, "told") as teller:
+        teller.say("told", "status", told_devices.status())
+        model = {"name": "m", "task": "slots", "pairs": True, "reason": "ready", "adapters": []}
+        teller.say("told", "models", {"models": [model]})
+
+        def answer(_client: Any, _userdata: Any, message: Any) -> None:
+            asked.append(json.loads(message.payload))
+            reply = {"id": asked[-1]["id"], "status": 200, "result": {"spans": spans if len(asked) == 1 else []}}
+            teller._client.publish(asked[-1]["reply_to"], json.dumps(reply), 1)
+
+        teller._client.on_message = answer
+        teller._client.subscribe("edge/v1/told/infer/m", 1)
+        page = window.open("told")
+        ask = panel(page, "Ask")
+        ask.locator("[name=text]").fill("turn on the light in hallway")
+        ask.locator("[name=text_pair]").fill("the other text")
+        ask.get_by_role("button", name="Ask").click()
+        shown(ask.locator(".spans"), re.compile("room.*<b>hallway.*0.910", re.DOTALL))
+        ask.get_by_role("button", name="Ask").click()
+        shown(ask.locator(".spans"), "no span was found")
+    assert [one["text_pair"] for one in asked] == ["the other text"] * 2
+
+
 def test_a_refusal_is_a_sentence(window: Window, place: Place) -> None:
     page = window.open("pi")
     ask = panel(page, "Ask")
@@ -356,15 +381,6 @@ def test_a_question_can_be_cancelled(window: Window, place: Place) -> None:
     ask.get_by_role("button", name="Ask").click()
     ask.get_by_role("button", name="Cancel").click()
     shown(ask.get_by_role("alert"), "499")
-
-
-def fill_form(page: Any, place: Place, username: str, password: str, protocol: str = "5") -> None:
-    page.get_by_label("Address").fill(place.url)
-    page.get_by_label("User name").fill(username)
-    page.get_by_label("Password").fill(password)
-    page.get_by_text("More").click()
-    page.get_by_label("Version of MQTT").select_option(protocol)
-    page.get_by_role("button", name="Connect", exact=True).click()
 
 
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
@@ -417,152 +433,6 @@ def test_a_lost_broker_greys_everything_and_is_found_again(window: Window, place
     shown(page.get_by_role("status"), "Connected")
     has_class(card(page, "pi"), "gone", yes=False)
     window.complaints[:] = [one for one in window.complaints if "WebSocket connection" not in one]
-
-
-def orders_seen(place: Place) -> tuple[Teller, list[str]]:
-    teller, seen = Teller(place.broker.port), list[str]()
-    teller._client.on_message = lambda _c, _u, message: seen.append(message.topic) if "~" not in message.topic else None
-    teller._client.subscribe("edge/v1/pi/cmd/#")
-    return teller, seen
-
-
-def test_an_order_asks_once_is_sent_once_and_shows_its_answer(window: Window, place: Place, tmp_path: Path) -> None:
-    second = echo_package(tmp_path, "second")
-    page = window.open("pi")
-    act = panel(page, "Act")
-    teller, seen = orders_seen(place)
-    with teller:
-        orders_of(page, "echo").get_by_role("button", name="Unload").click()
-        page.get_by_role("button", name="No", exact=True).click()
-        answers = act.locator(".answers li")
-        for button, words, answer in (
-            ("Unload", "unload echo", "done"),
-            ("Load", "load echo", "it holds"),
-            ("Roll back", "roll back echo", "echo"),
-        ):
-            orders_of(page, "echo").get_by_role("button", name=button, exact=True).click()
-            page.get_by_role("button", name=f"Yes, {words}").click()
-            shown(answers.first, words)
-            shown(answers.first, answer)
-        inbox = place.pi.folder / "state" / "inbox"
-        inbox.mkdir(exist_ok=True)
-        shutil.move(second, inbox)
-        act.get_by_label("Package").fill("second-1.tar")
-        act.get_by_role("button", name="Install").click()
-        page.get_by_role("button", name="Yes, install second-1.tar").click()
-        shown(answers.first, re.compile("install second-1.tar: done"))
-        panel(page, "Models").locator("[data-model=second]").wait_for()
-        act.get_by_label("Package").fill("none.tar")
-        act.get_by_role("button", name="Install").click()
-        page.get_by_role("button", name="Yes, install none.tar").click()
-        shown(answers.first, re.compile("4[0-9][0-9]: .*none.tar"))
-        names = [topic.rpartition("/")[2] for topic in seen]
-        assert names == ["unload", "load", "rollback", "install", "install"]
-
-
-def sees_desired(place: Place) -> tuple[Teller, list[dict[str, Any]]]:
-    teller, seen = Teller(place.broker.port), list[dict[str, Any]]()
-    teller._client.on_message = lambda _c, _u, message: seen.append(json.loads(message.payload or b"{}"))
-    teller._client.subscribe("edge/v1/pi/desired")
-    return teller, seen
-
-
-def test_a_desired_state_is_looked_at_declared_once_and_reported(window: Window, place: Place, tmp_path: Path) -> None:
-    third = echo_package(tmp_path, "third")
-    digest = package_digest(third)
-    inbox = place.pi.folder / "state" / "inbox"
-    inbox.mkdir(exist_ok=True)
-    shutil.move(third, inbox)
-    page = window.open("pi")
-    wanted = panel(page, "Desired state")
-    wanted.get_by_text("Declare another one").click()
-    look, said = wanted.get_by_role("button", name="Look at it"), wanted.get_by_role("status")
-    policy = {"within_s": 86400, "others": "keep"}
-    gone = {"models": [{"model": "third", "package": None}], "policy": policy}
-    teller, seen = sees_desired(place)
-    with teller:
-        try:
-            look.click()
-            shown(said, "Nothing is named")
-            wanted.get_by_role("button", name="Name a package").click()
-            wanted.get_by_label("Model").fill("third")
-            wanted.get_by_label("Package").fill("sha256:12")
-            look.click()
-            shown(said, "64 digits")
-            wanted.get_by_label("Package").fill(digest)
-            look.click()
-            shown(wanted.locator("pre"), digest)
-            wanted.get_by_role("button", name="No", exact=True).click()
-            look.click()
-            wanted.get_by_role("button", name="Yes, declare version 1").click()
-            shown(said, "the broker keeps it")
-            shown(wanted, "version 1: applied")
-            panel(page, "Models").locator("[data-model=third]").wait_for()
-            wanted.get_by_role("button", name="Leave out").click()
-            wanted.locator("[data-installed=third] select").select_option("to be removed")
-            wanted.get_by_label("Version").fill("1")
-            look.click()
-            wanted.get_by_role("button", name="Yes, declare version 1").click()
-            shown(wanted, "the last one was not taken")
-            wanted.get_by_label("Version").fill("2")
-            look.click()
-            wanted.get_by_role("button", name="Yes, declare version 2").click()
-            shown(wanted, "version 2: applied")
-            panel(page, "Models").locator("[data-model=third]").wait_for(state="detached")
-            wanted.get_by_role("button", name="Withdraw").click()
-            wanted.get_by_role("button", name="Yes, withdraw").click()
-            shown(said, "withdraw the desired state: the broker keeps it")
-        finally:
-            # A rollout refuses a device that reports a version which the broker does not show.
-            last = json.dumps({"version": 3} | gone).encode()
-            teller._client.publish("edge/v1/pi/desired", last, 1, retain=True).wait_for_publish(10)
-            shown(wanted, "version 3: applied")
-    assert seen == [
-        {"version": 1, "models": [{"model": "third", "package": digest}], "policy": policy},
-        {"version": 1} | gone,
-        {"version": 2} | gone,
-        {},
-        {"version": 3} | gone,  # of this test's end
-    ]
-
-
-def test_a_rollout_is_followed_and_returned_from_the_page(window: Window, place: Place, tmp_path: Path) -> None:
-    fourth = echo_package(tmp_path, "fourth")
-    digest = package_digest(fourth)
-    inbox = place.pi.folder / "state" / "inbox"
-    inbox.mkdir(exist_ok=True)
-    shutil.move(fourth, inbox)
-    plan = tmp_path / "plan.toml"
-    plan.write_text(f'devices = ["pi"]\nwaves = [["pi"]]\n[[models]]\nmodel = "fourth"\npackage = "{digest}"\n')
-    page = window.open()
-    card(page, "pi").wait_for()
-    rollout = panel(page, "Rollout")
-    command = [sys.executable, "-m", "edge_agent", "fleet", "rollout", "--config", str(place.pi.config), str(plan)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        shown(rollout, "is being rolled out")
-        shown(rollout, f"fourth → {digest[:19]}")
-        rollout.get_by_text("1 have applied it").wait_for(timeout=120_000)
-        shown(rollout, "carried out by")
-        rollout.get_by_role("button", name="Return all devices").click()
-        rollout.get_by_role("button", name="Yes, return them").click()
-        shown(rollout, "is asked to return")
-        shown(rollout, "was returned")
-        assert process.wait(60) == 1, process.stdout.read() if process.stdout else ""
-    page.goto(page.url.partition("&device")[0] + "&device=pi")
-    panel(page, "Models").wait_for()
-    panel(page, "Models").locator("[data-model=fourth]").wait_for(state="detached")
-
-
-def test_what_the_access_list_forbids_to_declare_is_a_sentence(window: Window, place: Place) -> None:
-    page = window.open(broker=None)
-    fill_form(page, place, "viewer", USERS["viewer"])
-    card(page, "pi").click()
-    wanted = panel(page, "Desired state")
-    wanted.get_by_text("Declare another one").click()
-    wanted.locator("[data-installed=slow] select").select_option("to be removed")
-    wanted.get_by_role("button", name="Look at it").click()
-    wanted.get_by_role("button", name=re.compile("Yes, declare")).click()
-    shown(wanted.get_by_role("status"), "access list does not let this user send there")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

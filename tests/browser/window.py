@@ -154,6 +154,16 @@ def told(place: Place, *devices: str) -> Iterator[Teller]:
                 teller.forget(device)
 
 
+def fill_form(page: Any, place: Place, username: str, password: str, protocol: str = "5") -> None:
+    """Connect by the form of the page."""
+    page.get_by_label("Address").fill(place.url)
+    page.get_by_label("User name").fill(username)
+    page.get_by_label("Password").fill(password)
+    page.get_by_text("More").click()
+    page.get_by_label("Version of MQTT").select_option(protocol)
+    page.get_by_role("button", name="Connect", exact=True).click()
+
+
 MODEL = messages.ModelEntry(
     name="m", version=3, base_id="sha256:0", task="classify", labels=["a", "b"], resident=False, variant="d",
     variants=[], adapters=[], reason="quarantined",

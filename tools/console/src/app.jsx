@@ -125,8 +125,10 @@ function Head({ broker, device }) {
     <header>
       <h1><a href="#" onClick={(event) => (event.preventDefault(), show(""))}>edge-agent</a></h1>
       {device && <span class="crumb">/ {device}</span>}
-      <span class={`link ${state}`} role="status">{broker ? broker.sentence + since : "not connected"}</span>
-      {broker && <button class="quiet" onClick={() => (broker.end(), (session.broker = null), changed())}>Disconnect</button>}
+      <div class="connection">
+        <span class={`link ${state}`} role="status">{broker ? broker.sentence + since : "not connected"}</span>
+        {broker && <button class="quiet" onClick={() => (broker.end(), (session.broker = null), changed())}>Disconnect</button>}
+      </div>
     </header>
   );
 }

@@ -23,6 +23,7 @@ export function Ask({ device, broker }) {
   if (model === undefined) {
     return <section class="panel" data-panel="Ask"><h2>Ask</h2><p class="none">no model is installed</p></section>;
   }
+  const asked = adapters.find((one) => one.value === used) ?? model;
   const View = model.task === "generate" ? Chat : Question;
   return (
     <section class="panel" data-panel="Ask">
@@ -32,12 +33,12 @@ export function Ask({ device, broker }) {
           {models.map((one) => <option key={one.topic} value={one.topic}>{one.name}</option>)}
         </select></label>
         <label>Adapter <select name="adapter" value={used} onChange={(event) => pick(event.currentTarget.value)}>
-          <option value="">none: the model alone</option>
+          <option value="">none</option>
           {adapters.map((one) => <option key={one.value} value={one.value}>{one.name}</option>)}
         </select></label>
       </div>
       <View key={`${model.topic}/${used}`} device={device.name} model={model} adapter={used} broker={broker}
-        labels={(adapters.find((one) => one.value === used) ?? model).labels.length} />
+        labels={asked.labels.length} pairs={asked.pairs} />
     </section>
   );
 }
@@ -59,19 +60,23 @@ function useRequest(device, broker) {
   return [open, send, () => open && broker.cancel(device, open)];
 }
 
-function Question({ device, model, adapter, broker, labels }) {
+function Question({ device, model, adapter, broker, labels, pairs }) {
   const [text, write] = useState("");
+  const [second, writeSecond] = useState("");
   const [answer, show] = useState(null);
   const [open, send, cancel] = useRequest(device, broker);
   const submit = (event) => {
     event.preventDefault();
     const params = model.task === "classify" ? { top_k: Math.min(TOP, Math.max(1, labels)) } : {};
     show(null);
-    send(model.topic, { text, params, ...(adapter ? { adapter } : {}) }, DEADLINE_S, show);
+    send(model.topic, { text, ...(pairs ? { text_pair: second } : {}), params, ...(adapter ? { adapter } : {}) }, DEADLINE_S, show);
   };
   return (
     <form onSubmit={submit}>
-      <textarea name="text" rows="2" required placeholder="a text" value={text} onInput={(event) => write(event.currentTarget.value)} />
+      <textarea name="text" rows="2" required placeholder={pairs ? "the first text of a pair" : "a text"} aria-label="text" value={text}
+        onInput={(event) => write(event.currentTarget.value)} />
+      {pairs && <textarea name="text_pair" rows="2" required placeholder="the second text" aria-label="second text" value={second}
+        onInput={(event) => writeSecond(event.currentTarget.value)} />}
       <div class="row">
         <button class="go" type="submit" disabled={open !== null}>Ask</button>
         {open && <button type="button" onClick={cancel}>Cancel</button>}
@@ -89,6 +94,7 @@ function Answer({ outcome }) {
   const result = object(reply.result);
   const found = listOf(result.labels, 50).map(object);
   const embedding = listOf(result.embedding, 10_000);
+  const spans = Array.isArray(result.spans) ? listOf(result.spans, 200).map(object) : null;
   return (
     <div class="answer">
       {found.length > 0 && (
@@ -107,6 +113,18 @@ function Answer({ outcome }) {
       )}
       {embedding.length > 0 &&
         <p class="mono">{embedding.length} numbers: {embedding.slice(0, SHOWN_OF_AN_EMBEDDING).map((one) => count(one).toFixed(4)).join(", ")} …</p>}
+      {spans !== null && (
+        <ul class="labels spans">
+          {spans.length === 0 && <li class="none">no span was found</li>}
+          {spans.map((one, at) => (
+            <li key={at}>
+              <span class="name">{line(one.label)}</span>
+              <q title={`characters ${count(one.start)} to ${count(one.end)}`}>{line(one.text)}</q>
+              <b>{count(one.score).toFixed(3)}</b>
+            </li>
+          ))}
+        </ul>
+      )}
       {result.truncated === true && <p class="sentence">The text was longer than the model reads; its end was cut.</p>}
       <Timing body={reply} roundMs={outcome.roundMs} />
     </div>
@@ -143,7 +161,7 @@ function Chat({ device, model, adapter, broker }) {
       {last?.failed && <p class="sentence bad" role="alert">{last.failed}</p>}
       {last?.reply && <p class="sentence bad" role="alert">{refusal(last.reply)}</p>}
       {last?.part && <Timing body={last.part} roundMs={last.roundMs} />}
-      <textarea name="text" rows="2" required placeholder="say something" value={text} onInput={(event) => write(event.currentTarget.value)} />
+      <textarea name="text" rows="2" required placeholder="say something" aria-label="text" value={text} onInput={(event) => write(event.currentTarget.value)} />
       <div class="row">
         <button class="go" type="submit" disabled={open !== null}>Send</button>
         {open && <button type="button" onClick={cancel}>Cancel</button>}

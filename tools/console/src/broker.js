@@ -3,7 +3,7 @@
 
 import mqtt from "mqtt";
 
-import { KINDS } from "./fleet.js";
+import { DECLARED, KINDS } from "./fleet.js";
 import { count, decode, isName, LARGEST_MESSAGE, line, number } from "./read.js";
 
 const KEEPALIVE_S = 30;
@@ -104,8 +104,10 @@ export class Broker {
       KINDS.map((kind) => [`${this.prefix}/+/${kind}`, { qos: kind === "telemetry" ? 0 : 1 }]),
     );
     topics[`${this.replyTopic}/+`] = { qos: 1 };
-    // Who may not see rollouts sees none.
-    this._client.subscribe(`${this.prefix}/group/rollout/state`, { qos: 1 }, () => {});
+    // Who may not see rollouts or what was declared sees none.
+    for (const topic of ["group/rollout/state", `+/${DECLARED}`]) {
+      this._client.subscribe(`${this.prefix}/${topic}`, { qos: 1 }, () => {});
+    }
     this._client.subscribe(topics, (error, granted) => {
       const refused = (granted ?? []).filter((one) => one.qos >= 128);
       if (error || refused.length > 0) {

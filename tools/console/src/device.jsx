@@ -26,17 +26,23 @@ export function DeviceView({ name, fleet, broker, back }) {
   return (
     <div class={`device ${gone ? "gone" : ""}`}>
       <Summary device={device} found={found} nowMs={nowMs} back={back} />
-      <div class="columns">
-        <Heat report={device.report} />
-        <Memory report={device.report} />
-        <Ask device={device} broker={broker} />
-        <Models device={device} nowMs={nowMs} />
-        <Plots device={device} />
-        <Act device={device} broker={broker} />
-        <Refusals device={device} />
-        <About device={device} />
-        <Desired device={device} broker={broker} />
-        <Events device={device} nowMs={nowMs} />
+      <div class="zones">
+        <div class="zone says">
+          <Heat report={device.report} />
+          <div class="pile">
+            <Memory report={device.report} />
+            <Refusals device={device} />
+          </div>
+          <Models device={device} nowMs={nowMs} />
+          <Plots device={device} />
+          <Desired device={device} declared={fleet.desired.get(name) ?? null} broker={broker} />
+          <Events device={device} nowMs={nowMs} />
+        </div>
+        <div class="zone does">
+          <Ask device={device} broker={broker} />
+          <Act device={device} broker={broker} />
+          <About device={device} />
+        </div>
       </div>
     </div>
   );
@@ -92,8 +98,8 @@ function Heat({ report }) {
         </div>
       )}
       <dl>
-        <dt>in ten seconds</dt><dd>{celsius(governor.forecast)}</dd>
-        <dt>soft limit</dt><dd>{celsius(soft)}</dd>
+        <dt><span class="swatch forecast" />in ten seconds</dt><dd>{celsius(governor.forecast)}</dd>
+        <dt><span class="swatch soft" />soft limit</dt><dd>{celsius(soft)}</dd>
         <dt>rows, threads</dt><dd>{governor.rows ?? "–"}, {governor.threads ?? "–"}</dd>
         <dt>busy at most</dt><dd>{share(governor.busy)}</dd>
         <dt>clock</dt><dd>{hertz(sensor(report, "cpu_clock"))}</dd>
@@ -158,7 +164,7 @@ function Models({ device, nowMs }) {
         <div class="scroll"><table>
           <thead><tr>
             <th>model</th><th>state</th><th>req/s</th><th>p50</th><th>p95</th><th>p99</th><th>compute</th><th>batch</th>
-            <th>drift</th><th>probes</th><th>memory</th><th>variant</th>
+            <th>drift</th><th>probes</th><th>memory</th>
           </tr></thead>
           <tbody>
             {models.map((model) => (
@@ -181,22 +187,24 @@ function ModelRows({ model, figures, last, probe, intervalS, nowMs }) {
   return (
     <>
       <tr data-model={model.name} class={old ? "old" : ""} title={old}>
-        <th scope="row">{model.name} <small>v{model.version ?? "?"} {model.task}</small></th>
-        <td class={model.reason.startsWith("quarantined") ? "bad" : ""}>{model.building || model.reason || (model.resident ? "ready" : "absent")}</td>
+        <th scope="row">
+          {model.name} <small>v{model.version ?? "?"} {model.task}</small>
+          {model.variant && <small class="variant">{model.variant}{model.accuracy !== null && ` (${(model.accuracy * 100).toFixed(1)} %)`}</small>}
+        </th>
+        <td class={`said ${model.reason.startsWith("quarantined") ? "bad" : ""}`}>{model.building || model.reason || (model.resident ? "ready" : "absent")}</td>
         <Latency figures={shown} intervalS={intervalS} old={old} />
         <td>{milliseconds(shown?.compute?.p50)}</td>
         <td>{shown?.batch?.toFixed(1) ?? "–"}</td>
         <td class={shown?.drift > 0.25 ? "bad" : ""}>{shown?.drift?.toFixed(2) ?? "–"}</td>
         <td class={probed === "FAIL" ? "bad" : ""} title={probe?.reason}>{probed}</td>
         <td>{bytes(model.footprint)}</td>
-        <td>{model.variant}{model.accuracy !== null && ` (${(model.accuracy * 100).toFixed(1)} %)`}</td>
       </tr>
       {model.adapters.map((one) => (
         <tr key={one.name} class={`adapter ${old ? "old" : ""}`} title={old}>
           <th scope="row">+ {one.name} <small>v{one.version ?? "?"}</small></th>
           <td>{one.resident ? "attached" : "absent"}</td>
           <Latency figures={adapters.get(one.name)} intervalS={intervalS} old={old} />
-          <td colspan="6" />
+          <td colspan="5" />
         </tr>
       ))}
     </>

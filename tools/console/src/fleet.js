@@ -1,7 +1,7 @@
 // What is known of all devices: the last message of each kind, the events and the reports of the last hour. No clock and
 // no connection: the time (milliseconds of the browser) is an argument.
 
-import { decode, isDevice, readEvent, readInfo, readModels, readReported, readRollout, readStatus, readTelemetry, sensor } from "./read.js";
+import { decode, isDevice, readDesired, readEvent, readInfo, readModels, readReported, readRollout, readStatus, readTelemetry, sensor } from "./read.js";
 
 export const DEVICES = 5000;
 export const EVENTS = 200;
@@ -14,6 +14,8 @@ const VERY_MANY = 200;
 const REFUSING_MS = 60_000;
 const THROTTLE = ["under-voltage", "clock capped", "throttled", "soft temperature limit"];
 export const KINDS = ["status", "info", "models", "reported", "telemetry", "event"];
+// What only who declares may read; without it the form begins empty.
+export const DECLARED = "desired";
 
 // From the worst: what makes a device stand in front.
 export const RANKS = ["offline", "lost", "quarantined", "hot", "memory", "degraded", "failing", "behind", "throttled", "refusing",
@@ -43,6 +45,8 @@ export class Fleet {
     this.turnedAway = 0;
     this.unread = 0;
     this.rollout = null;
+    // By name, what the broker holds for it: it is no sign of the device itself.
+    this.desired = new Map();
   }
 
   /** A message as it came. `retained`: the broker kept it, so its age is told by the device's own clock. */
@@ -54,7 +58,14 @@ export class Fleet {
       this.rollout = state === null ? null : { ...readRollout(state), heardMs: retained ? 0 : nowMs, keptMs: nowMs };
       return;
     }
-    if (rest.length > 0 || !isDevice(name) || !KINDS.includes(kind)) return;
+    if (rest.length > 0 || !isDevice(name)) return;
+    if (kind === DECLARED) {
+      const declared = decode(payload);
+      if (declared === null) this.desired.delete(name);
+      else if (this.desired.has(name) || this.desired.size < DEVICES) this.desired.set(name, readDesired(declared));
+      return;
+    }
+    if (!KINDS.includes(kind)) return;
     if (payload.length === 0) {
       // The device has another name now, or somebody removed it from the broker.
       if (kind === "status") this.devices.delete(name);

@@ -86,6 +86,7 @@ export function readModels(body) {
       task: line(one.task, 30),
       labels: list(one.labels, 1000).map((label) => line(label, 200)),
       resident: one.resident === true,
+      pairs: one.pairs === true,
       variant: variant === undefined ? "" : `${line(variant.runtime, 30)} ${line(variant.dtype, 30)}`,
       accuracy: variant === undefined ? null : number(variant.accuracy),
       footprint: number(one.footprint_bytes),
@@ -97,6 +98,7 @@ export function readModels(body) {
         name: line(adapter.name, 80),
         version: number(adapter.version),
         resident: adapter.resident === true,
+        pairs: adapter.pairs === true,
         labels: list(adapter.labels, 1000).map((label) => line(label, 200)),
       })),
     };
@@ -217,7 +219,39 @@ export function readReported(body) {
       fetched: number(object(one.progress).fetched_bytes),
       whole: number(object(one.progress).total_bytes),
     })),
-    trials: list(body.trials, 128).map(object).map((one) => ({ package: line(one.package, 80), state: line(one.state, 20), since: number(one.since) })),
+    trials: list(body.trials, 128).map(object).map((one) => ({
+      model: line(one.model, 80),
+      version: number(one.version),
+      package: line(one.package, 80),
+      state: line(one.state, 20),
+      since: number(one.since),
+      reason: line(one.reason),
+      figures: entries(one.figures, 20).map(([word, value]) => [line(word, 40), number(value)]).filter(([, value]) => value !== null),
+    })),
+  };
+}
+
+const TRIAL_WORDS = ["mode", "otherwise"];
+const TRIAL_NUMBERS = ["least", "most", "within_s", "agreement", "failures", "slower", "confidence_drop", "joules"];
+const fetched = (one) => isDigest(one.package) && typeof one.url === "string" && one.url.length <= 2000;
+
+/** What was declared of a device, whoever did it: docs/desired.md. `package` null: it is to go. */
+export function readDesired(body) {
+  const named = (model, adapter, found) => ({ model, adapter, package: found === null ? null : isDigest(found) ? found : undefined });
+  const wanted = list(body.models, 128).map(object).filter((one) => isName(one.model)).flatMap((one) => [
+    named(one.model, null, one.package),
+    ...list(one.adapters, 128).map(object).filter((two) => isName(two.adapter)).map((two) => named(one.model, two.adapter, two.package)),
+  ]);
+  const policy = object(body.policy);
+  const terms = Object.entries(object(policy.trial)).filter(([key, value]) =>
+    (TRIAL_WORDS.includes(key) && typeof value === "string") || (TRIAL_NUMBERS.includes(key) && number(value) !== null));
+  return {
+    version: number(body.version),
+    wanted: wanted.filter((one) => one.package !== undefined),
+    sources: list(body.sources, 256).map(object).filter(fetched).map((one) => ({ package: one.package, url: one.url })),
+    withinS: number(policy.within_s),
+    others: policy.others === "remove" ? "remove" : "keep",
+    trial: isObject(policy.trial) ? Object.fromEntries(terms) : null,
   };
 }
 
