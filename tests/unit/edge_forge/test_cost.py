@@ -39,3 +39,10 @@ def test_the_speed_of_this_host_is_some_figure():
 @pytest.mark.parametrize("tokens", [0, 1])
 def test_no_rows_and_few_are_no_error(tokens):
     assert "0 tokens" in foretold(WORK._replace(rows=10, tokens=tokens), 1e11)
+
+
+def test_a_reference_is_counted_forward_alone_before_the_first_pass():
+    """Two products a weight for each token of the rows of both splits, once, however many passes follow."""
+    asked = WORK._replace(reference_passes=1.25)
+    assert training_flops(asked) - training_flops(WORK) == 2 * 1.25 * 20_000 * 10_000_000
+    assert training_flops(asked._replace(epochs=1)) == (6 + 2.5) * 20_000 * 10_000_000

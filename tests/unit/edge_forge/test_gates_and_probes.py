@@ -80,6 +80,27 @@ def test_a_generator_is_left_out_only_where_its_rows_show_a_higher_perplexity(lo
     )
 
 
+PREFERENCES = {"rows": 50, "loss": 0.04, "loss_low": 0.0, "loss_high": 0.09, "fall": 0.4, "fall_low": 0.3,
+               "fall_high": 0.5, "rise": 2.0}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changed", "holds", "said"),
+    [
+        ({}, True, "50 pairs cannot tell whether more than 1 points are lost"),
+        ({"loss_high": 0.01}, True, "a loss of more than 1 points is ruled out"),
+        ({"loss_low": 0.02}, False, "1 points may be lost"),
+        ({"fall_low": 0.51}, False, "25.0 % of what training added to the margin may be lost"),
+        ({"fall_low": 0.5}, True, "to which training added +2.000"),
+        ({"fall_low": None, "fall_high": None}, True, "50 pairs"),
+        ({"rise": -1.0, "fall_low": 5.0}, True, "training added -1.000"),
+    ],
+)
+def test_what_learned_preferences_is_left_out_where_a_format_takes_them_back(changed, holds, said):
+    found = gates.preferences("merged", "q4_0", {**PREFERENCES, **changed}, gates.PreferenceLimits(1.0, 0.25))
+    assert found.holds is holds and said in found.sentence and found.name == "preferences of merged q4_0"
+
+
 @pytest.mark.parametrize("difference", [2e-3, math.inf, math.nan])
 def test_parity_beyond_the_tolerance_stops_the_build(difference):
     found, _ = gates.judge([variant("fp32", parity=difference)], 1e-3, LIMITS)

@@ -59,6 +59,8 @@ def test_the_least_recipe_and_its_settings():
         ({"gguf": {"sequences": 65}}, "gguf.sequences"),
         ({"evaluate": {"answer_tokens": 2000}}, "no room for a prompt"),
         ({"train": {"beta": 0.2}}, "unknown key 'train.beta'"),
+        ({"quantize": {"max_margin_loss": 0.1}}, "unknown key 'quantize.max_margin_loss'"),
+        ({"task": {"kind": "prefer"}, "quantize": {"max_margin_loss": 1.5}}, "quantize.max_margin_loss"),
         ({"data": {"chosen": "better"}}, "unknown key 'data.chosen'"),
         ({"task": {"kind": "prefer"}, "train": {"beta": 0}}, "beta = 0.0 must be above 0"),
         ({"task": {"kind": "prefer"}, "train": {"chosen_weight": -1.0}}, "chosen_weight = -1.0 must be at least 0"),

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_forge.evaluate.preferences import preferred, rewarded
+from edge_forge.evaluate.paired import difference_interval
+from edge_forge.evaluate.preferences import compare_preferences, preferred, rewarded
 from edge_forge.evaluate.training_outcome import of_preferences
 
 NATS = st.floats(0.0, 1e4)
@@ -24,6 +25,18 @@ def test_a_share_and_a_margin_by_hand():
         pytest.approx(0.150, abs=1e-3),
         pytest.approx(0.850, abs=1e-3),
     )
+
+
+def test_a_number_format_is_set_beside_f16_pair_by_pair():
+    # F16 prefers rightly in the first three pairs, the variant in the first and the last.
+    found = compare_preferences([2.0, 1.0, 3.0, -1.0], [2.0, -1.0, 0.0, 1.0], [0.0, 0.0, 1.0, 0.0])
+    assert (found.rows, found.loss, found.fall, found.rise) == (4, 0.25, 0.75, 1.0)
+    assert (found.loss_low, found.loss_high) == difference_interval(4, 2, 1)
+    # Differences 0, 2, 3, -2: deviation sqrt((0.5625 + 1.5625 + 5.0625 + 7.5625) / 3).
+    half = 3.182446305 * math.sqrt(14.75 / 3) / 2
+    assert (found.fall_low, found.fall_high) == (pytest.approx(0.75 - half), pytest.approx(0.75 + half))
+    same = compare_preferences([1.0, -1.0], [1.0, -1.0], [0.0, 0.0])
+    assert same.loss == same.fall == 0.0
 
 
 def test_dpos_accuracy_is_against_the_base():

@@ -82,19 +82,16 @@ def repaired_generator(
     asked: GeneratorQuestions,
 ) -> list[dict[str, Any]]:
     """The same of a generator: `folders` are the tuned model's and its adapter's, `learned` is the perplexity of the
-    measured answers."""
-    from edge_forge.data.chat_tokenizer import to_score
-    from edge_forge.evaluate.generator_metrics import bounded, perplexity
+    measured answers, or of preferences the share of pairs whose chosen answer is likelier."""
+    from edge_forge.evaluate.generator_scores import learned_by
     from edge_forge.models.causal_lm import losses, open_model
 
-    _, encoded = to_score(measured.tokenizer, measured.rows, measured.max_tokens)
-    counts = [len(row.ids) - max(row.answer, 1) for row in encoded]
     found = []
     for factor in (1.0, *FACTORS):
         model = open_model(*folders)
         model = model if folders[1] is None else model.merge_and_unload()
         scale_intruders({name: model.get_submodule(name) for name in intruders}, intruders, factor)
-        learned = perplexity(list(map(bounded, losses(model, encoded), counts)), sum(counts))
+        learned = learned_by(measured, lambda rows, model=model: losses(model, rows))
         kept = generator_scores(model, measured.tokenizer, asked)
         found.append({"factor": factor, "learned": learned, "kept": kept})
     return found

@@ -1,8 +1,8 @@
 """The gates that decide whether a graph is shipped. Pure: figures in, verdicts out.
 
 Parity: an FP32 graph must compute what PyTorch computes. Accuracy: a smaller number format may lose a limited number of
-points against the FP32 form of the same graph on the measured (test) split; perplexity of generators alike. Both are
-estimates from few rows, so a variant is left out only where the interval of its loss lies beyond the limit as a whole:
+points against the FP32 form of the same graph on the measured (test) split; perplexity of generators alike, and the
+preferences that one learned. All are estimates from few rows, so a variant is left out only where the interval of its loss lies beyond the limit as a whole:
 where the rows cannot tell, it stays and the sentence says what they can tell. Agreement and the error of the logits,
 which need no labels, leave out what computes something else before its labels could show it (`evaluate.paired`).
 """
@@ -87,6 +87,42 @@ def perplexity(form: str, dtype: str, paired: Mapping[str, Any], limit: float) -
         f"{form} {dtype} has {paired['ratio']:.3f} times the perplexity of F16 on {paired['rows']} rows "
         f"(95 % interval {low:.3f} to {high:.3f}); {told}",
     )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceLimits:
+    """What a variant may lose against F16: preferred pairs in points, and of the margin a share of what training
+    added."""
+
+    loss_points: float
+    margin_share: float
+
+
+def preferences(form: str, dtype: str, paired: Mapping[str, Any], limits: PreferenceLimits) -> Gate:
+    """Verdict on a variant of a model that learned preferences, by `PairedPreferences`.
+
+    The margin is judged where training raised it: the perplexity of chosen answers may stay where it was while a number
+    format takes back what tells them from the rejected ones.
+    """
+    low, high = 100 * paired["loss_low"], 100 * paired["loss_high"]
+    broken = []
+    if low > limits.loss_points + 1e-6:
+        broken.append(f"{limits.loss_points:g} points may be lost")
+    rise, least = paired["rise"], paired["fall_low"]
+    if rise > 0.0 and least is not None and least > limits.margin_share * rise * (1 + 1e-9):
+        broken.append(f"{percent(limits.margin_share)} of what training added to the margin may be lost")
+    found = (
+        f"{form} {dtype} {_points(100 * paired['loss'])} of preferred pairs against F16 on {paired['rows']} pairs "
+        f"(95 % interval of the loss {low:+.2f} to {high:+.2f}), and {paired['fall']:+.3f} nats of the margin, to which "
+        f"training added {rise:+.3f}"
+    )
+    if broken:
+        return Gate(f"preferences of {form} {dtype}", False, f"{found}; {', '.join(broken)}")
+    told = (
+        f"a loss of more than {limits.loss_points:g} points is ruled out" if high <= limits.loss_points + 1e-6
+        else f"{paired['rows']} pairs cannot tell whether more than {limits.loss_points:g} points are lost"
+    )  # fmt: skip
+    return Gate(f"preferences of {form} {dtype}", True, f"{found}; {told}")
 
 
 def judge(

@@ -26,8 +26,9 @@ class EvaluationSet(NamedTuple):
 
 
 def by_torch(evaluation_set: EvaluationSet, folder: Path, adapter: Path | None) -> dict[str, Any]:
-    """{rows, tokens, perplexity, row_losses, answers?, samples?, preferences?} of a model folder, with a peft adapter
-    or alone. `row_losses` holds (sum in nats, tokens) of each row; of preferences it is that of chosen answers.
+    """{rows, tokens, perplexity, row_losses, answers?, row_matches?, samples?, preferences?} of a model folder, with a
+    peft adapter or alone. `row_losses` holds (sum in nats, tokens) of each row, of preferences those of chosen answers;
+    `row_matches` whether each answer is the wanted one.
     """
     from edge_forge.models.causal_lm import answers, losses, open_model
 
@@ -50,7 +51,27 @@ def by_llama(evaluation_set: EvaluationSet, model: Path, adapter: Path | None) -
     )
 
 
+def learned_by(evaluation_set: EvaluationSet, losses: Losses) -> float:
+    """What a model has learned, without its answers: the perplexity of the rows, or of preferences the share of pairs
+    whose chosen answer is likelier."""
+    found = _likelihoods(evaluation_set, losses)[0]
+    return float(found["preferences"]["preferred"] if "preferences" in found else found["perplexity"])
+
+
 def _scored(evaluation_set: EvaluationSet, losses: Losses, answer: Answer) -> dict[str, Any]:
+    found, rows, encoded = _likelihoods(evaluation_set, losses)
+    if rows:
+        said, wanted = answer([one.ids[: one.answer] for one in encoded]), [row[-1].text for row in rows]
+        found["answers"] = score(said, wanted).as_dict()
+        found["row_matches"] = [one.strip() == due.strip() for one, due in zip(said, wanted, strict=True)]
+        found["samples"] = [[row[-2].text, row[-1].text, one] for row, one in zip(rows, said, strict=True)][:_SAMPLES]
+    return found
+
+
+def _likelihoods(
+    evaluation_set: EvaluationSet, losses: Losses
+) -> tuple[dict[str, Any], Sequence[Row], Sequence[EncodedRow]]:
+    """(the scores by likelihood, the rows whose answers can be compared, all rows in tokens)."""
     tokenizer, asked, longest = evaluation_set.tokenizer, evaluation_set.rows, evaluation_set.max_tokens
     pairs = asked[0][-1].role == REJECTED
     kept, both = pairs_within(tokenizer, asked, longest) if pairs else (asked, [])
@@ -67,8 +88,4 @@ def _scored(evaluation_set: EvaluationSet, losses: Losses, answer: Answer) -> di
         worse = [EncodedRow((*one.prompt, *one.rejected), (), len(one.prompt)) for one in both]
         bad = [bounded(nats, len(one.rejected)) for nats, one in zip(losses(worse), both, strict=True)]
         found["preferences"] = preferred(sums, bad)
-    if rows:
-        said = answer([one.ids[: one.answer] for one in encoded])
-        found["answers"] = score(said, [row[-1].text for row in rows]).as_dict()
-        found["samples"] = [[row[-2].text, row[-1].text, one] for row, one in zip(rows, said, strict=True)][:_SAMPLES]
-    return found
+    return found, rows, encoded

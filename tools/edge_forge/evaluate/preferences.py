@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from edge_forge.evaluate.paired import LEVEL, share_interval
+from edge_forge.evaluate.paired import LEVEL, difference_interval, share_interval
 
 
 def preferred(chosen_nats: Sequence[float], rejected_nats: Sequence[float]) -> dict[str, Any]:
@@ -26,6 +27,44 @@ def rewarded(tuned: Sequence[float], base: Sequence[float], beta: float) -> dict
     raised, which is DPO's accuracy, and `reward_margin`, beta times the rise, on average, with intervals."""
     rises = [beta * (after - before) for after, before in zip(tuned, base, strict=True)]
     return {**_shares("rewarded", rises), **_means("reward_margin", rises)}
+
+
+@dataclass(frozen=True, slots=True)
+class PairedPreferences:
+    """A number format beside F16 on the same pairs of answers.
+
+    `loss`: the share of pairs whose chosen answer is likelier, by F16 minus by the variant, with its interval (Tango's).
+    `fall`: how much smaller the variant's margin is, in nats on average, with its interval (Student's). `rise`: by how
+    much training raised the margin of F16 over the base's, in nats on average.
+    """
+
+    rows: int
+    loss: float
+    loss_low: float
+    loss_high: float
+    fall: float
+    fall_low: float | None
+    fall_high: float | None
+    rise: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain JSON values."""
+        return asdict(self)
+
+
+def compare_preferences(
+    reference: Sequence[float], variant: Sequence[float], base: Sequence[float]
+) -> PairedPreferences:
+    """The scores of `variant` beside `reference`, by the `pair_margins` of both and of the untuned base."""
+    held = list(zip(reference, variant, strict=True))
+    lost, gained = (sum(one > 0.0 >= other for one, other in pairs) for pairs in (held, [pair[::-1] for pair in held]))
+    loss = difference_interval(len(held), lost, gained)
+    fall = _means("fall", [one - other for one, other in held])
+    rise = math.fsum(one - other for one, other in zip(reference, base, strict=True)) / len(held)
+    return PairedPreferences(
+        len(held), (lost - gained) / len(held), loss.low, loss.high,
+        fall["fall"] or 0.0, fall["fall_low"], fall["fall_high"], rise,
+    )  # fmt: skip
 
 
 def _shares(name: str, values: Sequence[float]) -> dict[str, float]:

@@ -25,7 +25,7 @@ _SHAPE = (512, 384, 1536)
 
 class TrainingWork(NamedTuple):
     """What a training reads: its rows and their tokens (cut), passes at most, weights of the layers, the share of the
-    layers that is computed once, and bytes of the base."""
+    layers that is computed once, bytes of the base, and passes forward alone, which ask a reference before training."""
 
     rows: int
     tokens: int
@@ -33,12 +33,14 @@ class TrainingWork(NamedTuple):
     weights: int
     frozen_share: float
     base_bytes: int
+    reference_passes: float = 0.0
 
 
 def training_flops(work: TrainingWork) -> float:
-    """Floating-point operations of the products: 2 per weight and token forward, 4 backward; frozen layers run once."""
+    """Floating-point operations of the products: 2 per weight and token forward, 4 backward; frozen layers run once,
+    and a reference forward alone."""
     adapted = 6.0 * work.weights * (1.0 - work.frozen_share) * work.epochs
-    return work.tokens * (2.0 * work.weights * work.frozen_share + adapted)
+    return work.tokens * (2.0 * work.weights * (work.frozen_share + work.reference_passes) + adapted)
 
 
 def host_flops_per_s() -> float:
@@ -60,14 +62,21 @@ def foretold(work: TrainingWork, flops_per_s: float, litert_lengths: int = 0) ->
 
     `litert_lengths`: signatures of the LiteRT form, 0 where there is none.
     """
-    low, high = (duration(factor * training_flops(work) / flops_per_s) for factor in _RANGE)
     rest_s = work.base_bytes * _OTHERS_FLOPS_A_BYTE / flops_per_s
+    return (
+        f"{foretold_training(work, flops_per_s)}, the steps after it about {duration(rest_s)} more (base: "
+        f"{size(work.base_bytes)})"
+        f"{_litert(work, flops_per_s, litert_lengths)}"
+    )
+
+
+def foretold_training(work: TrainingWork, flops_per_s: float) -> str:
+    """The same line of the training alone."""
+    low, high = (duration(factor * training_flops(work) / flops_per_s) for factor in _RANGE)
     passes = "1 epoch" if work.epochs == 1 else f"at most {work.epochs} epochs"
     return (
         f"cost: {work.rows} texts of {work.tokens / work.rows:.0f} tokens, {passes}: training takes about {low} to "
-        f"{high} at this host's present speed, the steps after it about {duration(rest_s)} more (base: "
-        f"{size(work.base_bytes)})"
-        f"{_litert(work, flops_per_s, litert_lengths)}"
+        f"{high} at this host's present speed"
     )
 
 

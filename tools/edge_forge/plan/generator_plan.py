@@ -14,13 +14,14 @@ from edge_forge.export.gguf import ADAPTER_FILE, MODEL_FILE
 from edge_forge.plan.cache import Cache
 from edge_forge.plan.generator_packages import GeneratorPackages
 from edge_forge.plan.generator_training import CODE, GeneratorTraining
-from edge_forge.plan.gguf_exports import RUNTIME, GgufExports, GgufVariant, rows_of
+from edge_forge.plan.gguf_exports import RUNTIME, GgufExports, GgufVariant
 from edge_forge.plan.signing import PACKAGE, PackageSigner
 from edge_forge.plan.step_runner import StepRunner
 from edge_forge.progress import Progress, size
 from edge_forge.recipe.generator_recipe import GeneratorRecipe
 
 Figures = Mapping[str, Any]
+LEARNED_PREFERENCES = "pairs preferred rightly"
 _ROUNDS = 6
 """Timings of each file in a comparison: the fewest whose range holds a median's interval of 95 %."""
 
@@ -53,7 +54,7 @@ class GeneratorPlan:
         said = self.signer.require_learned(outcome) if ship else outcome.failed or outcome.weak
         return {
             "outcome": said,
-            **(self._shipped() if ship else {"files": list(rows_of(exports.compared))}),
+            **(self._shipped() if ship else {"files": list(exports.rows_of(exports.compared))}),
             "kind": "generate",
             "recipe": {"name": recipe.name, "description": recipe.description},
             "data": {"statistics": dict(training.data.statistics), "warnings": list(training.data.warnings)},
@@ -83,7 +84,7 @@ class GeneratorPlan:
         measured = (*exports.adapter_files, *exports.merged_files)
         bare = () if self.recipe.is_new else (exports.bare,)
         return {
-            "files": list(rows_of((*bare, *measured) if measured else exports.base_files)),
+            "files": list(exports.rows_of((*bare, *measured) if measured else exports.base_files)),
             "gates": [{"name": gate.name, "holds": gate.holds, "sentence": gate.sentence} for gate in gates],
             "left_out": [[file.form, file.dtype] for file in measured if file not in passed],
             "packages": [one.as_dict() for one in self.signer.shipped(self.packages.packed, (RUNTIME,))],
@@ -102,8 +103,11 @@ class GeneratorPlan:
         knowledge."""
         training = self.training
         _ = training.questions
+        scores = training.evaluated.facts["tuned"]
         return {
-            **training.diagnosed.facts, "learned": ["perplexity", training.evaluated.facts["tuned"]["perplexity"]],
+            **training.diagnosed.facts,
+            "learned": [LEARNED_PREFERENCES, scores["preferences"]["preferred"]] if self.recipe.prefers
+            else ["perplexity", scores["perplexity"]],
             "kept": training.kept, "train": dict(training.trained.facts),
         }  # fmt: skip
 
@@ -161,7 +165,7 @@ class GeneratorPlan:
 
 def without_rows(scores: Mapping[str, Any]) -> dict[str, Any]:
     """Scores of an evaluation set without what they hold of single rows."""
-    found = {key: value for key, value in scores.items() if key != "row_losses"}
+    found = {key: value for key, value in scores.items() if key not in ("row_losses", "row_matches")}
     if "preferences" in found:
         kept = {key: value for key, value in found["preferences"].items() if key != "pair_margins"}
         found["preferences"] = kept

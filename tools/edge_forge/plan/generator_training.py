@@ -27,7 +27,7 @@ from edge_forge.export.gguf import engine
 from edge_forge.models import bases
 from edge_forge.models.base_identity import with_language_id
 from edge_forge.plan.cache import StepResult, file_digest
-from edge_forge.plan.cost import TrainingWork
+from edge_forge.plan.cost import TrainingWork, foretold_training, host_flops_per_s
 from edge_forge.plan.step_runner import Code, StepRunner, digest_of_data, plain, with_log
 from edge_forge.progress import Phases, size
 from edge_forge.recipe import generator_recipe as recipe
@@ -68,7 +68,7 @@ CODE: Code = {
         ("edge_forge.evaluate.generator_scores", "edge_forge.export.gguf.convert", _NATIVE),
         (*_LLAMA, *_SCORES, "tokenizers", "scipy"),
     ),
-    "gguf-paired": (("edge_forge.evaluate.paired",), ("numpy", "scipy")),
+    "gguf-paired": (("edge_forge.evaluate.paired", "edge_forge.evaluate.preferences"), ("numpy", "scipy")),
     "gguf-speed": (
         (
             "edge_forge.evaluate.measure_gguf",
@@ -285,6 +285,7 @@ class GeneratorTraining:
         def work(folder: Path) -> Mapping[str, Any]:
             from edge_forge.train.generator_job import train
 
+            self.steps.progress.say(foretold_training(self.work_ahead, host_flops_per_s()))
             folders = self.steps.run_folders(folder)
             phases = Phases(self.steps.progress, "train")
             phases("start", 0.0)  # the worker's first report comes when its libraries are loaded
@@ -304,7 +305,8 @@ class GeneratorTraining:
 
     @property
     def work_ahead(self) -> TrainingWork:
-        """What the training will read and compute: rows packed without a gap, the tokens of some counted for all."""
+        """What the training will read and compute: rows packed without a gap, the tokens of some counted for all. Of
+        preferences also the reference, which is asked once for the rows of both splits."""
         from edge_forge.data.chat_tokenizer import ChatTokenizer, tokens_of_pair, tokens_of_row
 
         base, rows, settings = self.base, self.data.train, self.recipe.training
@@ -313,7 +315,11 @@ class GeneratorTraining:
         count = tokens_of_pair if self.recipe.prefers else tokens_of_row
         tokens = sum(count(tokenizer, row) for row in some) * len(rows) // max(1, len(some))
         bytes_a_weight = 4 if base.config.get("dtype", base.config.get("torch_dtype", "float32")) == "float32" else 2
-        return TrainingWork(len(rows), tokens, settings.epochs, base.size_bytes // bytes_a_weight, 0.0, base.size_bytes)
+        asked = len(rows) + len(self.data.validation) if self.recipe.prefers else 0
+        return TrainingWork(
+            len(rows), tokens, settings.epochs, base.size_bytes // bytes_a_weight, 0.0, base.size_bytes,
+            asked / max(1, len(rows)),
+        )  # fmt: skip
 
     @cached_property
     def trained_digests(self) -> dict[str, str]:

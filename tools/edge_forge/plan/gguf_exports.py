@@ -259,10 +259,14 @@ class GgufExports:
         served = GgufSubject(file.path, self.base_folder[1] if adapter else "", adapter, options)
         return Asked(served, [ids[: task.max_tokens - answer_tokens] for ids in prompts], answer_tokens)
 
-    def _paired(self, file: GgufVariant) -> Mapping[str, Any]:
-        """`PairedLosses` of a measured file beside the F16 file of its form, on the same rows."""
-        dtypes = {"reference": "f16", "variant": file.dtype}
-        losses = {name: self._measurements[file.form, dtype].facts["row_losses"] for name, dtype in dtypes.items()}
+    def beside_f16(self, file: GgufVariant) -> dict[str, Any]:
+        """What a measured number format loses beside the F16 file of its form, on the same rows: `paired`
+        (`PairedLosses`), and of preferences `paired_preferences` (`PairedPreferences`). Nothing of F16 itself."""
+        held = self._measurements
+        if file.dtype == "f16" or not {(file.form, file.dtype), (file.form, "f16")} <= held.keys():
+            return {}
+        reference, variant = (held[file.form, dtype].facts for dtype in ("f16", file.dtype))
+        losses = {"reference": reference["row_losses"], "variant": variant["row_losses"]}
 
         def work(_: Path) -> Mapping[str, Any]:
             from edge_forge.evaluate.paired import compare_losses
@@ -272,30 +276,59 @@ class GgufExports:
             return compare_losses(sums["reference"], sums["variant"], counts).as_dict()
 
         title = f"compare {file.form} {file.dtype} with f16"
-        return self.steps.run("gguf-paired", {}, losses, work, title).facts
+        found = {"paired": self.steps.run("gguf-paired", {}, losses, work, title).facts}
+        if self.recipe.prefers:
+            found["paired_preferences"] = self._paired_preferences(title, reference, variant)
+        return found
+
+    def _paired_preferences(
+        self, title: str, reference: Mapping[str, Any], variant: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        _ = self.bare
+        measured = (reference, variant, self._measurements["base", "f16"].facts)
+        margins = [facts["preferences"]["pair_margins"] for facts in measured]
+
+        def work(_: Path) -> Mapping[str, Any]:
+            from edge_forge.evaluate.preferences import compare_preferences
+
+            return compare_preferences(*margins).as_dict()
+
+        return self.steps.run("gguf-paired", {}, {"margins": margins}, work, f"{title}, by preferences").facts
+
+    def verdicts(self, file: GgufVariant) -> list[gates.Gate]:
+        """What the recipe's limits say of a measured number format; nothing of F16."""
+        section, beside = self.recipe.quantize, self.beside_f16(file)
+        found = []
+        if "paired" in beside:
+            found.append(gates.perplexity(file.form, file.dtype, beside["paired"], section.max_perplexity_ratio))
+        if "paired_preferences" in beside:
+            limits = gates.PreferenceLimits(section.max_preferred_loss, section.max_margin_loss)
+            found.append(gates.preferences(file.form, file.dtype, beside["paired_preferences"], limits))
+        return found
 
     @cached_property
     def judged(self) -> tuple[tuple[gates.Gate, ...], tuple[GgufVariant, ...]]:
-        """Verdicts on lost perplexity, and the files that pass. Raises EdgeError where one stops the build."""
-        section, verdicts, passed = self.recipe.quantize, [], []
+        """Verdicts on what number formats lose, and the files that pass. Raises EdgeError where one stops the build."""
+        verdicts: list[gates.Gate] = []
+        passed = []
         for file in (*self.adapter_files, *self.merged_files):
-            holds = True
-            if file.dtype != "f16":
-                gate = gates.perplexity(file.form, file.dtype, self._paired(file), section.max_perplexity_ratio)
-                verdicts.append(gate)
-                holds = gate.holds
+            own = self.verdicts(file)
+            verdicts += own
             # The base belongs to no recipe: what it loses for this adapter is said, not left out (decision 0023).
-            if holds or file.form == "adapter":
+            if all(gate.holds for gate in own) or file.form == "adapter":
                 passed.append(file)
         broken = [gate.sentence for gate in verdicts if not gate.holds]
-        if broken and section.beyond == "fail":
+        if broken and self.recipe.quantize.beyond == "fail":
             raise EdgeError("; ".join(broken), "gates", "leave the format out of quantize.variants, or allow more")
         for sentence in broken:
             self.steps.progress.warn(sentence)
         return tuple(verdicts), tuple(passed)
 
-
-def rows_of(files: Sequence[GgufVariant]) -> Iterator[dict[str, Any]]:
-    """The files as the report wants them: plain values."""
-    for file in files:
-        yield {"form": file.form, "dtype": file.dtype, "size_bytes": file.size_bytes, **file.figures}
+    def rows_of(self, files: Sequence[GgufVariant]) -> Iterator[dict[str, Any]]:
+        """The files as the report wants them: plain values, with what each loses beside F16."""
+        for file in files:
+            own = self.verdicts(file)
+            yield {
+                "form": file.form, "dtype": file.dtype, "size_bytes": file.size_bytes, **file.figures,
+                **self.beside_f16(file), **({"holds": all(gate.holds for gate in own)} if own else {}),
+            }  # fmt: skip

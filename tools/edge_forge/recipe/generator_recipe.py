@@ -17,7 +17,7 @@ from edge_agent.base.errors import ConfigError, UsageError
 from edge_agent.base.limits import CONTEXT_TOKENS
 from edge_agent.bundle.gguf_memory import SEQUENCES_OPTION
 from edge_forge.recipe import schema as recipe_form
-from edge_forge.recipe.schema import CommonRecipe, DiagnoseSection, Positive, RecipeSchema, Section
+from edge_forge.recipe.schema import CommonRecipe, DiagnoseSection, NotNegative, Positive, RecipeSchema, Section, Share
 from edge_forge.train.generator_settings import GeneratorSettings
 from edge_forge.train.generator_settings import settings as training_settings
 from edge_forge.train.methods import ADAPTER, EVERYTHING, LORA, METHODS, name_of
@@ -114,6 +114,10 @@ class GgufQuantizeSection(Section, frozen=True, kw_only=True, forbid_unknown_fie
     variants: tuple[Dtype, ...] = ("f16", "q8_0", "q4_k_m", "q4_0")
     max_perplexity_ratio: Annotated[float, msgspec.Meta(ge=1.0)] = 1.1
     """Perplexity of a variant over that of F16; beyond it the variant is not shipped."""
+    max_preferred_loss: NotNegative = 1.0
+    """Preferences: percentage points of the measured pairs whose chosen answer is no longer the likelier one."""
+    max_margin_loss: Share = 0.25
+    """Preferences: share of what training added to the margin between both answers that a variant may take back."""
     beyond: Literal["leave-out", "fail"] = "leave-out"
 
 
@@ -159,23 +163,27 @@ class GeneratorRecipe(CommonRecipe, frozen=True, kw_only=True, forbid_unknown_fi
 
 METHOD_KEYS = ("rank", "alpha", "targets", "frozen_share", "lora_plus_ratio")
 PREFERENCE_KEYS = ("beta", "chosen_weight")
+PREFERENCE_LIMITS = ("max_preferred_loss", "max_margin_loss")
 _NOT_TRAIN = ("method", "preset", "max_tokens", *METHOD_KEYS)
 _TRAIN = tuple(one.name for one in dataclasses.fields(GeneratorSettings) if one.name not in _NOT_TRAIN)
 
 
-def _schema(train_without: tuple[str, ...], data_without: tuple[str, ...]) -> RecipeSchema:
+def _schema(
+    train_without: tuple[str, ...], data_without: tuple[str, ...], quantize_without: tuple[str, ...]
+) -> RecipeSchema:
     return RecipeSchema(
         GeneratorRecipe,
         {
             "method": ("name", *METHOD_KEYS),
             "train": tuple(key for key in _TRAIN if key not in train_without),
             "data": tuple(key for key in GeneratorDataSection.__struct_fields__ if key not in data_without),
+            "quantize": tuple(key for key in GgufQuantizeSection.__struct_fields__ if key not in quantize_without),
         },
     )
 
 
-SCHEMA = _schema(PREFERENCE_KEYS, ("chosen", "rejected"))
-PREFERENCE_SCHEMA = _schema((), ("format", "completion", "text"))
+SCHEMA = _schema(PREFERENCE_KEYS, ("chosen", "rejected"), PREFERENCE_LIMITS)
+PREFERENCE_SCHEMA = _schema((), ("format", "completion", "text"), ())
 """Of `task.kind = "prefer"`."""
 
 
