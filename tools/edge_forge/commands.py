@@ -161,18 +161,22 @@ def compare(arguments: argparse.Namespace) -> int:
             with lines_named(file, arguments.overlay):
                 made[name], plans[name] = _compared(kind, plan, arguments)
                 made[name] = {**made[name], "kept": plans[name].training.kept}
-        runs = opened[0].kind.timed_in_turns(plans, made)
+        runs = opened[0].kind.side_by_side(plans, made)
         kept = {name: one["kept"] for name, one in runs.items()}
         stem = joined_stem("compare", [one.plan.recipe.name for one in opened])
         content = [*parts.comparison(runs), *forgetting_report.comparison(kept)]
         written = write_report(cache, stem, runs, content)
+        advice = parts.recommendation(runs).replace("**", "").replace("`", "")
     if arguments.json:
-        print(json.dumps({"runs": runs, "report": [str(path) for path in written]}, indent=1, ensure_ascii=False))
+        told = {"runs": runs, "recommendation": advice, "report": [str(path) for path in written]}
+        print(json.dumps(told, indent=1, ensure_ascii=False))
     else:
         forgotten = [forgetting_report.table(kept)] if any(kept.values()) else []
         for table in (*parts.comparison_tables(runs), *forgotten):
             print_table(table.columns, table.rows)
             print()
+        if advice:
+            print(f"{advice}\n")
         print(f"report: {written[1]}")
     return 0
 

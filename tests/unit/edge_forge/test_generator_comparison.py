@@ -49,7 +49,7 @@ def a_file(form, dtype, perplexity, size_mib, tokens_per_s, exact_match=0.5):
 
 def figures(method, *, name="toy", tuned=1.25, base=8.0, **changed):
     record = {
-        "method": method, "settings": {"learning_rate": 1e-3 if method == "lora" else 1e-4, "seed": 1},
+        "method": method, "settings": {"learning_rate": 1e-3 if method == "lora" else 1e-4, "seed": 1, "rank": 8},
         "wall_s": 60.0 if method == "lora" else 100.0, "cpu_s": 100.0, "peak_bytes": 600 * MIB,
         "baseline_bytes": 300 * MIB, "trainable_parameters": 500 if method == "lora" else 2000,
         "total_parameters": 2000,

@@ -43,7 +43,7 @@ def test_a_step_size_at_which_training_fails_is_told_and_the_others_decide():
     recipe, tried = trials.best_step_size(Recipe(), plans(score), (1.0, 1.5, 3.0))
     assert recipe.training.learning_rate == 1e-3
     assert [one["validation"] for one in tried] == [0.8, None, None]
-    said = methods_table._steps_said({"lora": {"step_sizes": tried}})
+    said = methods_table.steps_said({"lora": {"step_sizes": tried}})
     assert "0.001 0.8000, 0.0015 failed (the validation score is no number), 0.003 failed (the run diverged)" in said
     with pytest.raises(EdgeError, match="the run diverged"):
         trials.best_step_size(Recipe(), plans(score), (3.0, 10.0))

@@ -7,6 +7,7 @@ costs, and the questions of `forgetting` what it brings back.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def repaired_generator(
         model = open_model(*folders)
         model = model if folders[1] is None else model.merge_and_unload()
         scale_intruders({name: model.get_submodule(name) for name in intruders}, intruders, factor)
-        learned = learned_by(measured, lambda rows, model=model: losses(model, rows))
+        learned = learned_by(measured, partial(losses, model))
         kept = generator_scores(model, measured.tokenizer, asked)
         found.append({"factor": factor, "learned": learned, "kept": kept})
     return found

@@ -2,9 +2,10 @@
 
 Parity: an FP32 graph must compute what PyTorch computes. Accuracy: a smaller number format may lose a limited number of
 points against the FP32 form of the same graph on the measured (test) split; perplexity of generators alike, and the
-preferences that one learned. All are estimates from few rows, so a variant is left out only where the interval of its loss lies beyond the limit as a whole:
-where the rows cannot tell, it stays and the sentence says what they can tell. Agreement and the error of the logits,
-which need no labels, leave out what computes something else before its labels could show it (`evaluate.paired`).
+preferences that one learned. All are estimates from few rows, so a variant is left out only where the interval of its
+loss lies beyond the limit as a whole: where the rows cannot tell, it stays and the sentence says what they can tell.
+Agreement and the error of the logits, which need no labels, leave out what computes something else before its labels
+could show it (`evaluate.paired`).
 """
 
 from __future__ import annotations
@@ -113,8 +114,8 @@ def preferences(form: str, dtype: str, paired: Mapping[str, Any], limits: Prefer
         broken.append(f"{percent(limits.margin_share)} of what training added to the margin may be lost")
     found = (
         f"{form} {dtype} {_points(100 * paired['loss'])} of preferred pairs against F16 on {paired['rows']} pairs "
-        f"(95 % interval of the loss {low:+.2f} to {high:+.2f}), and {paired['fall']:+.3f} nats of the margin, to which "
-        f"training added {rise:+.3f}"
+        f"(95 % interval of the loss {low:+.2f} to {high:+.2f}), and {paired['fall']:+.3f} nats of the margin, to "
+        f"which training added {rise:+.3f}"
     )
     if broken:
         return Gate(f"preferences of {form} {dtype}", False, f"{found}; {', '.join(broken)}")

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from edge_forge.data.chat_tokenizer import ChatTokenizer, EncodedRow, pairs_within, to_score
 from edge_forge.data.generator_rows import REJECTED, Row, chosen
 from edge_forge.evaluate.generator_metrics import bounded, perplexity, score
+from edge_forge.evaluate.paired import compare_losses
 from edge_forge.evaluate.preferences import preferred
 
 _SAMPLES = 8
@@ -26,9 +27,9 @@ class EvaluationSet(NamedTuple):
 
 
 def by_torch(evaluation_set: EvaluationSet, folder: Path, adapter: Path | None) -> dict[str, Any]:
-    """{rows, tokens, perplexity, row_losses, answers?, row_matches?, samples?, preferences?} of a model folder, with a
-    peft adapter or alone. `row_losses` holds (sum in nats, tokens) of each row, of preferences those of chosen answers;
-    `row_matches` whether each answer is the wanted one.
+    """{rows, tokens, perplexity (_low, _high), row_losses, answers?, row_matches?, samples?, preferences?} of a model
+    folder, with a peft adapter or alone. `row_losses` holds (sum in nats, tokens) of each row, of preferences those of
+    chosen answers; `row_matches` whether each answer is the wanted one.
     """
     from edge_forge.models.causal_lm import answers, losses, open_model
 
@@ -68,6 +69,16 @@ def _scored(evaluation_set: EvaluationSet, losses: Losses, answer: Answer) -> di
     return found
 
 
+def _perplexity(sums: Sequence[float], counts: Sequence[int]) -> dict[str, float]:
+    """With its interval by the rows: that of its ratio to a model that is sure of every token."""
+    found = compare_losses([0.0] * len(sums), sums, counts)
+    return {
+        "perplexity": perplexity(sums, sum(counts)),
+        "perplexity_low": found.ratio_low,
+        "perplexity_high": found.ratio_high,
+    }
+
+
 def _likelihoods(
     evaluation_set: EvaluationSet, losses: Losses
 ) -> tuple[dict[str, Any], Sequence[Row], Sequence[EncodedRow]]:
@@ -81,7 +92,7 @@ def _likelihoods(
     found: dict[str, Any] = {
         "rows": len(asked),
         "tokens": sum(counts),
-        "perplexity": perplexity(sums, sum(counts)),
+        **_perplexity(sums, counts),
         "row_losses": [list(row) for row in zip(sums, counts, strict=True)],
     }
     if pairs:

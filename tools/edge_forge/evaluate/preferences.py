@@ -33,7 +33,7 @@ def rewarded(tuned: Sequence[float], base: Sequence[float], beta: float) -> dict
 class PairedPreferences:
     """A number format beside F16 on the same pairs of answers.
 
-    `loss`: the share of pairs whose chosen answer is likelier, by F16 minus by the variant, with its interval (Tango's).
+    `loss`: the share of pairs whose chosen answer is likelier, by F16 minus by the variant (Tango's interval).
     `fall`: how much smaller the variant's margin is, in nats on average, with its interval (Student's). `rise`: by how
     much training raised the margin of F16 over the base's, in nats on average.
     """

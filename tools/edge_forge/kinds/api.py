@@ -130,6 +130,8 @@ class ReportParts:
     score_lines: Callable[[Figures], list[str]]
     comparison: Callable[[Mapping[str, Figures]], list[Block]]
     comparison_tables: Callable[[Mapping[str, Figures]], Sequence[Table]]
+    recommendation: Callable[[Mapping[str, Figures]], str]
+    """Which run to take and why, in a sentence or more; '' where nothing can be said."""
 
 
 @dataclass(frozen=True)
@@ -142,5 +144,6 @@ class Kind:
     """(recipe, its folder, build folder, progress) -> its plan, which names the loader, trainer and exports."""
     report: ReportParts
     score: Score
-    timed_in_turns: Callable[[Mapping[str, Any], Mapping[str, Figures]], Mapping[str, Figures]]
-    """(plans by run, figures by run) -> the figures with speeds that were measured in turns over all runs."""
+    side_by_side: Callable[[Mapping[str, Any], Mapping[str, Figures]], Mapping[str, Figures]]
+    """(plans by run, figures by run) -> the figures with what only all runs together tell: speeds that were measured in
+    turns over all of them, and how runs differ row by row."""

@@ -36,6 +36,7 @@ KIND = Kind(
         classifier_report.score_lines,
         classifier_report.comparison,
         classifier_report.comparison_tables,
+        classifier_report.recommendation,
     ),
     Score("validation_macro_f1", "macro-F1", True, "train", _standard_error),
     timed_in_turns,

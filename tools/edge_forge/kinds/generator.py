@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from edge_forge.kinds.api import Kind, RecipeParts, ReportParts, Score
-from edge_forge.plan.generator_plan import GeneratorPlan, timed_in_turns
+from edge_forge.plan.generator_plan import GeneratorPlan, side_by_side
 from edge_forge.recipe import generator_recipe
-from edge_forge.report import generator_comparison, generator_report
+from edge_forge.report import generator_comparison, generator_methods, generator_report
 from edge_forge.train.generator_settings import GeneratorSettings
 
 
@@ -30,7 +30,8 @@ KIND = Kind(
         generator_report.score_lines,
         generator_comparison.comparison,
         generator_comparison.comparison_tables,
+        generator_methods.recommendation,
     ),
     Score("validation_loss", "validation loss", False, "generate-train", _unknown_error),
-    timed_in_turns,
+    side_by_side,
 )

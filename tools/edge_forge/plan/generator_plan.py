@@ -6,7 +6,7 @@ base ─┴─▶ gguf (F16, proven by logits) ─▶ quantize ─▶ measure (l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from edge_forge.recipe.generator_recipe import GeneratorRecipe
 
 Figures = Mapping[str, Any]
 LEARNED_PREFERENCES = "pairs preferred rightly"
+SEED_SCORES = ("perplexity", "exact_match", "json_match", "preferred", "margin")
+"""What is kept of each run of a comparison over seeds."""
 _ROUNDS = 6
 """Timings of each file in a comparison: the fewest whose range holds a median's interval of 95 %."""
 
@@ -46,7 +48,7 @@ class GeneratorPlan:
     def figures(self, ship: bool) -> dict[str, Any]:
         """Run what is left of the plan and gather its figures; see `report.generator_report` for the keys.
 
-        Without `ship` nothing is judged or packed; `timed_in_turns` adds how fast what was made is.
+        Without `ship` nothing is packed; `side_by_side` adds how fast what was made is, and what tells runs apart.
         """
         recipe, training, exports = self.recipe, self.training, self.exports
         base = training.base
@@ -92,9 +94,11 @@ class GeneratorPlan:
 
     def trial(self) -> Mapping[str, Any]:
         """Train and score alone: minus the perplexity of the measured answers (of preferences the share of pairs in
-        which the chosen answer is likelier), and minus the least validation loss."""
+        which the chosen answer is likelier), and minus the least validation loss; `scores` has them by name."""
         record, scores = self.training.trained.facts, self.training.evaluated.facts["tuned"]
-        found = {"score": scores["preferences"]["preferred"] if self.recipe.prefers else -scores["perplexity"]}
+        told = {**scores, **scores.get("answers", {}), **scores.get("preferences", {})}
+        found: dict[str, Any] = {"score": told["preferred"] if self.recipe.prefers else -scores["perplexity"]}
+        found["scores"] = {key: told[key] for key in SEED_SCORES if told.get(key) is not None}
         found |= {"validation": -min(one["validation_loss"] for one in record["curves"])}
         return found | {key: record[key] for key in ("cpu_s", "wall_s", "peak_bytes")}
 
@@ -170,6 +174,47 @@ def without_rows(scores: Mapping[str, Any]) -> dict[str, Any]:
         kept = {key: value for key, value in found["preferences"].items() if key != "pair_margins"}
         found["preferences"] = kept
     return found
+
+
+def side_by_side(plans: Mapping[str, GeneratorPlan], runs: Mapping[str, Figures]) -> Mapping[str, Figures]:
+    """The runs with speeds in turns, and with `beside`: by the name of each other run on the same rows in the same
+    tokens, how it differs (`report.generator_methods`)."""
+    timed = timed_in_turns(plans, runs)
+    scores = {name: plan.training.evaluated.facts["tuned"] for name, plan in plans.items()}
+    return {
+        name: {
+            **figures,
+            "beside": {
+                other: _beside(scores[name], scores[other])
+                for other in timed if other != name and timed[other]["exam"] == figures["exam"]
+            },
+        }
+        for name, figures in timed.items()
+    }  # fmt: skip
+
+
+def _beside(own: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    from edge_forge.evaluate.paired import compare_losses
+
+    counts = [count for _, count in own["row_losses"]]
+    sums = [[nats for nats, _ in one["row_losses"]] for one in (own, other)]
+    found: dict[str, Any] = {"perplexity": compare_losses(sums[0], sums[1], counts).as_dict()}
+    if "preferences" in own:
+        shares = [[margin > 0.0 for margin in one["preferences"]["pair_margins"]] for one in (own, other)]
+        found["preferred"] = _gain(shares[0], shares[1])
+    if "row_matches" in own:
+        found["exact_match"] = _gain(own["row_matches"], other["row_matches"])
+    return found
+
+
+def _gain(own: Sequence[bool], other: Sequence[bool]) -> dict[str, float]:
+    """By how much the other's share is larger, with its interval (Tango's)."""
+    from edge_forge.evaluate.paired import difference_interval
+
+    more = sum(one and not mine for mine, one in zip(own, other, strict=True))
+    fewer = sum(mine and not one for mine, one in zip(own, other, strict=True))
+    interval = difference_interval(len(own), more, fewer)
+    return {"gain": (more - fewer) / len(own), "gain_low": interval.low, "gain_high": interval.high}
 
 
 def timed_in_turns(plans: Mapping[str, GeneratorPlan], runs: Mapping[str, Figures]) -> Mapping[str, Figures]:

@@ -335,7 +335,7 @@ def comparison(runs: Runs) -> list[Block]:
         *comparison_tables(runs),
         Drawing("comparison", "Quality and cost of each run.", _drawing(runs, accuracy)),
         *_in_turns(runs),
-        *(methods_table.blocks_of(runs) if _have_seeds(runs) else _recommendation(runs)),
+        *(methods_table.blocks_of(runs) if _have_seeds(runs) else _pairs_said(runs)),
         Heading("Differences to the first run"),
         Table(
             ("run", "accuracy, points", *COSTS),
@@ -380,7 +380,18 @@ def _ratio(latency: Mapping[str, float]) -> str:
     return f"{latency['ratio']:.2f} ({latency['ratio_low']:.2f} to {latency['ratio_high']:.2f})"
 
 
-def _recommendation(runs: Runs) -> Iterator[Block]:
+def recommendation(runs: Runs) -> str:
+    """What to take, in words: by the seeds, or without them of LoRA and full tuning on the same rows."""
+    return methods_table.recommendation(runs) if _have_seeds(runs) else " ".join(_advice(runs))
+
+
+def _pairs_said(runs: Runs) -> Iterator[Block]:
+    for sentences in _advice(runs):
+        yield Heading("What to choose")
+        yield Paragraph(sentences)
+
+
+def _advice(runs: Runs) -> Iterator[str]:
     """What to take, of LoRA and full tuning of one recipe on the same rows: by whether the rows tell them apart, and by
     what a further task costs a device."""
     for lora, full in _pairs(runs):
@@ -397,8 +408,7 @@ def _recommendation(runs: Runs) -> Iterator[Block]:
             advice = "the rows show that LoRA is better: take LoRA"
         else:
             advice = "the rows cannot tell them apart: take LoRA"
-        yield Heading("What to choose")
-        yield Paragraph(f"{told}; {advice}. {costs_more}")
+        yield f"{told}; {advice}. {costs_more}"
 
 
 def _pairs(runs: Runs) -> Iterator[tuple[str, str]]:

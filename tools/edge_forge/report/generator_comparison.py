@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from edge_forge.progress import size
-from edge_forge.report import plots
+from edge_forge.report import generator_methods, plots
 from edge_forge.report.blocks import Block, Drawing, Heading, Items, Paragraph, Table
 from edge_forge.report.claims import (
     COSTS,
@@ -72,6 +72,7 @@ def comparison(runs: Runs) -> list[Block]:
         Drawing(
             "cost", "Cost of each run.", plots.bars(cost_panels({_short(runs)[name]: runs[name] for name in runs}))
         ),
+        *generator_methods.blocks_of(runs),
         *_differences(runs, keys, quality_of),
         Heading("What runs on devices"),
         Paragraph(

@@ -54,7 +54,7 @@ def blocks_of(runs: Runs) -> Iterator[Block]:
          "most forgotten"),
         [[name, *_cells(figures)] for name, figures in runs.items()],
     )  # fmt: skip
-    yield Paragraph(_steps_said(runs))
+    yield Paragraph(steps_said(runs))
     yield Heading("What to choose")
     yield Paragraph(recommendation(runs))
 
@@ -94,7 +94,8 @@ def _loss(figures: Mapping[str, Any], dtype: str) -> str:
     return f"{100 * (float32['accuracy'] - one['accuracy']):+.2f}" if one and float32 else "–"
 
 
-def _steps_said(runs: Runs) -> str:
+def steps_said(runs: Runs, score: str = "score") -> str:
+    """At which step sizes the runs were trained, and what each that was tried scored."""
     tried = {name: figures["step_sizes"] for name, figures in runs.items() if figures.get("step_sizes")}
     if not tried:
         return "Each ran at the step size of its recipe or of the table of methods; none was searched (`--step-sizes`)."
@@ -103,7 +104,8 @@ def _steps_said(runs: Runs) -> str:
         for name, found in tried.items()
     )
     return (
-        f"Each ran at the step size that was best on the validation rows, by the first seed (step size, score): {said}."
+        f"Each ran at the step size that was best on the validation rows, by the first seed (step size, {score}): "
+        f"{said}."
     )
 
 
