@@ -150,6 +150,9 @@ def _knowledge_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", type=Path, metavar="FILE", help=f"generators: texts for the perplexity {ends}")
     parser.add_argument("--pairs", type=Path, metavar="FILE",
                         help=f"generators: sentence pairs with good and bad, as BLiMP {ends}")  # fmt: skip
+    parser.add_argument("--exact", action="append", metavar="SET",
+                        help="generators: questions with one right answer each: maths, code, or a .jsonl file with "
+                        f"prompt and answer; repeat for several {ends}")  # fmt: skip
 
 
 def _sequence_verb(verbs: Any) -> None:
@@ -157,7 +160,10 @@ def _sequence_verb(verbs: Any) -> None:
         "sequence", help="train tasks one after another on one model, and score all of them after each"
     )
     row.add_argument(
-        "recipe", type=Path, nargs="+", help="recipes of classifiers on one base, in the order of training"
+        "recipe",
+        type=Path,
+        nargs="+",
+        help="recipes of classifiers, or of generators, on one base, in the order of training",
     )
     _common_arguments(row)
     row.set_defaults(run="edge_forge.sequence:sequence")

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from edge_agent.base.errors import ConfigError, EdgeError, UsageError
 from edge_forge import trials
+from edge_forge.data.knowledge_files import EXACT_SETS
 from edge_forge.kinds import registry
 from edge_forge.kinds.api import Figures, Kind, RecipePlan
 from edge_forge.plan.cache import Cache, write_json
@@ -58,6 +59,9 @@ def _asked(arguments: argparse.Namespace) -> Iterator[str]:
         named = getattr(arguments, key, None)
         if named is not None:
             yield f"diagnose.{key}={json.dumps(str(named.expanduser().absolute()))}"
+    if exact := getattr(arguments, "exact", None):
+        sets = [one if one in EXACT_SETS else str(Path(one).expanduser().absolute()) for one in exact]
+        yield f"diagnose.exact={json.dumps(sets)}"
     if earlier := getattr(arguments, "earlier", None):
         yield f"diagnose.earlier={json.dumps([str(one.expanduser().absolute()) for one in earlier])}"
 

@@ -53,6 +53,54 @@ class SentencePair(NamedTuple):
     bad: str
 
 
+class ExactQuestion(NamedTuple):
+    """A question, and the answers that are right."""
+
+    prompt: str
+    answers: tuple[str, ...]
+
+
+SHOWN = 3
+"""Questions of a set, its first ones, that are shown with their answers and not asked."""
+EXACT_SETS = ("maths", "code")
+"""The sets of questions that come with the forge; they were written for it."""
+
+
+def exact_file(name: str, folder: Path) -> Path:
+    """Where a set of questions is: one of `EXACT_SETS` by its name, else a file beside a recipe in `folder`."""
+    if name in EXACT_SETS:
+        return Path(__file__).parent / "questions" / f"{name}.jsonl"
+    return folder / Path(name).expanduser()
+
+
+def exact_questions(path: Path) -> list[ExactQuestion]:
+    """The rows of a JSONL file with `prompt` and `answer`: a text, or a list of texts that are all right."""
+    if path.suffix != ".jsonl":
+        raise ConfigError(
+            f"files of type {path.suffix or '(no suffix)'!r} hold no questions", str(path),
+            f"use .jsonl with prompt and answer, or {' or '.join(EXACT_SETS)}",
+        )  # fmt: skip
+    found = []
+    for number, line in lines_of(read_text(path)):
+        where = f"{path}:{number}"
+        row = json_object(line, where)
+        answers = row.get("answer")
+        texts = [row.get("prompt"), *(answers if isinstance(answers, list) else [answers])]
+        if len(texts) < 2 or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise ConfigError(
+                "a question needs 'prompt', a text, and 'answer', a text or a list of texts, and none empty", where
+            )
+        for text in texts:
+            check_text(str(text), "a question", where)
+        found.append(ExactQuestion(str(texts[0]).strip(), tuple(str(text).strip() for text in texts[1:])))
+    if len(found) <= SHOWN:
+        raise ConfigError(
+            f"{len(found)} questions are too few: the first {SHOWN} are shown with their answers and not asked",
+            str(path),
+        )
+    return found
+
+
 def alike_pairs(path: Path) -> list[AlikePair]:
     """The rows of a file with text_a, text_b and score (STS-B's form). At least three, with different scores."""
     found = []

@@ -1,8 +1,9 @@
 """What a base still knows after it was tuned: the same questions before and after, none of them of the tuned task.
 
 Of encoders: how well cosines of sentence features follow people's scores (Spearman, as STS-B is scored), and linear
-probes of earlier tasks. Of generators: perplexity on a text, and the share of pairs in which the good sentence is
-likelier (BLiMP, Warstadt et al. 2020). The questions come from files that the user names.
+probes of earlier tasks. Of generators: perplexity on a text, the share of pairs in which the good sentence is likelier
+(BLiMP, Warstadt et al. 2020), and how many questions with one right answer are answered so (`exact_answers`). The
+questions come from files that the user names, or, of maths and code, with the forge.
 """
 
 from __future__ import annotations
@@ -11,17 +12,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from edge_agent.base.texts import Text
-from edge_forge.data.knowledge_files import AlikePair, SentencePair
+from edge_forge.data.knowledge_files import AlikePair, ExactQuestion, SentencePair
 
 if TYPE_CHECKING:
     from edge_forge.data.chat_tokenizer import ChatTokenizer
     from edge_forge.data.generator_rows import Row
     from edge_forge.models.encoder import Encoder
 
-SIMILARITY, PROBE, PERPLEXITY, PAIRS = "similarity", "probe ", "perplexity", "pairs"
+SIMILARITY, PROBE, PERPLEXITY, PAIRS, EXACT = "similarity", "probe ", "perplexity", "pairs", "exact "
 _TOKENS = 128
 _PROBE_STEPS = 500
 
@@ -41,11 +43,18 @@ class EncoderQuestions(NamedTuple):
 
 
 class GeneratorQuestions(NamedTuple):
-    """What is asked of a generator, either may be empty; texts are cut into parts of `max_tokens`."""
+    """What is asked of a generator, each may be empty; texts are cut into parts of `max_tokens`. `exact` are sets of
+    questions by name."""
 
     texts: Sequence[Row]
     pairs: Sequence[SentencePair]
     max_tokens: int
+    exact: Mapping[str, Sequence[ExactQuestion]] = MappingProxyType({})
+
+    @property
+    def none(self) -> bool:
+        """Whether nothing is asked."""
+        return not (self.texts or self.pairs or self.exact)
 
 
 Asked = TypeVar("Asked", EncoderQuestions, GeneratorQuestions)
@@ -129,8 +138,29 @@ def _features(encoder: Encoder, base_dir: Path, texts: Sequence[Text]) -> Any:
     return logits_of(encoder, base_dir, nothing, texts, min(_TOKENS, encoder.positions))[0]
 
 
-def generator_scores(model: Any, tokenizer: ChatTokenizer, asked: GeneratorQuestions) -> dict[str, float]:
-    """Scores of a causal model by question: `perplexity` of the texts, `pairs` in 0..1."""
+def exact_intervals(
+    kept: Mapping[str, Mapping[str, float]],
+    before: Mapping[str, Sequence[bool]],
+    after: Mapping[str, Sequence[bool]],
+) -> dict[str, dict[str, float]]:
+    """`kept` (`compared`), where sets of questions also have `rows` and the interval of what is lost (Tango's, by the
+    questions that one of the two alone answers): a few dozen questions tell a loss of some points from none only so."""
+    from edge_forge.evaluate.paired import difference_interval
+
+    found = {name: dict(one) for name, one in kept.items()}
+    for name, marks in before.items():
+        gone = sum(one and not other for one, other in zip(marks, after[name], strict=True))
+        won = sum(other and not one for one, other in zip(marks, after[name], strict=True))
+        interval = difference_interval(len(marks), gone, won)
+        found[name] |= {"rows": len(marks), "lost_low": interval.low, "lost_high": interval.high}
+    return found
+
+
+def generator_scores(
+    model: Any, tokenizer: ChatTokenizer, asked: GeneratorQuestions, marks: dict[str, list[bool]] | None = None
+) -> dict[str, float]:
+    """Scores of a causal model by question: `perplexity` of the texts, `pairs` and `exact NAME` in 0..1. `marks` is
+    given whether each question of a set is answered rightly."""
     from edge_forge.data.chat_tokenizer import to_score
     from edge_forge.evaluate.generator_metrics import bounded, perplexity
     from edge_forge.models.causal_lm import losses
@@ -144,6 +174,15 @@ def generator_scores(model: Any, tokenizer: ChatTokenizer, asked: GeneratorQuest
     if asked.pairs:
         good, bad = (_losses(model, tokenizer, texts) for texts in zip(*asked.pairs, strict=True))
         found[PAIRS] = sum(one < other for one, other in zip(good, bad, strict=True)) / len(good)
+    if asked.exact:
+        from edge_forge.evaluate import exact_answers
+
+        longest = int(getattr(model.config, "max_position_embeddings", asked.max_tokens))
+        for name, questions in asked.exact.items():
+            own = exact_answers.marks(model, tokenizer, questions, longest)
+            found[f"{EXACT}{name}"] = sum(own) / len(own)
+            if marks is not None:
+                marks[f"{EXACT}{name}"] = own
     return found
 
 

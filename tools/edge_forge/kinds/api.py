@@ -91,6 +91,14 @@ class TrainingPart(Protocol):
     def check_inputs(self) -> None:
         """Raise what is wrong with the data or the base before anything long begins."""
 
+    @property
+    def made_base(self) -> Path:
+        """The folder of a base with what was trained folded into its weights."""
+
+    def remembered_by(self, later: Any) -> Mapping[str, float]:
+        """Scores by name, the most telling one first, on this task's measured rows of the model that `later` made, a
+        training of the same family that began with what this one made, or this one itself."""
+
 
 @dataclass(frozen=True)
 class Score:
@@ -114,6 +122,8 @@ class RecipeParts:
     """(parsed TOML, where it stands, environment) -> the recipe. Raises ConfigError."""
     with_method: Callable[[Any, str, str], Any]
     """(recipe, method, preset or '') -> the recipe by that method. Raises ConfigError, UsageError."""
+    check_sequence: Callable[[Any], None]
+    """Raises UsageError where a recipe cannot be one of several that are trained one after another."""
     template: str
     """The file of `recipe/templates` that `edge-forge init` fills."""
     sample: str
@@ -144,6 +154,8 @@ class Kind:
     """(recipe, its folder, build folder, progress) -> its plan, which names the loader, trainer and exports."""
     report: ReportParts
     score: Score
+    family: str
+    """What its bases are: tasks of one family may be trained one after another on one base."""
     side_by_side: Callable[[Mapping[str, Any], Mapping[str, Figures]], Mapping[str, Figures]]
     """(plans by run, figures by run) -> the figures with what only all runs together tell: speeds that were measured in
     turns over all of them, and how runs differ row by row."""

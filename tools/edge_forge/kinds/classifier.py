@@ -26,6 +26,7 @@ KIND = Kind(
         classifier_recipe.SCHEMA,
         classifier_recipe.parse,
         classifier_recipe.with_method,
+        classifier_recipe.check_sequence,
         template="recipe.toml",
         sample="train.tsv",
         defaults=TrainSettings(),
@@ -39,5 +40,6 @@ KIND = Kind(
         classifier_report.recommendation,
     ),
     Score("validation_macro_f1", "macro-F1", True, "train", _standard_error),
+    "encoder",
     timed_in_turns,
 )

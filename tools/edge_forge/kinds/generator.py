@@ -20,6 +20,7 @@ KIND = Kind(
         generator_recipe.SCHEMA,
         generator_recipe.parse,
         generator_recipe.with_method,
+        generator_recipe.check_sequence,
         template="generate.toml",
         sample="train.jsonl",
         defaults=GeneratorSettings(),
@@ -33,5 +34,6 @@ KIND = Kind(
         generator_methods.recommendation,
     ),
     Score("validation_loss", "validation loss", False, "generate-train", _unknown_error),
+    "generator",
     side_by_side,
 )

@@ -406,8 +406,8 @@ class ClassifierTraining:
         return span_scores.evaluate(logits, words)
 
     @cached_property
-    def as_base(self) -> StepResult:
-        """`base/`: the base's folder with what was trained folded into its weights."""
+    def made_base(self) -> Path:
+        """The folder of a base with what was trained folded into its weights."""
 
         def work(folder: Path) -> Mapping[str, Any]:
             from edge_forge.train.merged_base import write_merged
@@ -416,9 +416,9 @@ class ClassifierTraining:
             return {}
 
         inputs = {"base": self.base.base_id, "tokenizer": self.tokenizer_digest, **self.trained_digests}
-        return self.steps.run("merge", inputs, {}, work, "what was trained as a base")
+        return self.steps.run("merge", inputs, {}, work, "what was trained as a base").path("base")
 
-    def remembered_by(self, later: ClassifierTraining) -> float:
+    def remembered_by(self, later: ClassifierTraining) -> Mapping[str, float]:
         """Accuracy on the measured rows by this task's own head on the model that `later` made, which began with it."""
         (split, measured), labels, most = self.data.measured, self.data.labels, self.recipe.task.max_tokens
         inputs = {
@@ -440,8 +440,7 @@ class ClassifierTraining:
             return {"accuracy": sum(right) / len(right)}
 
         title = f"what is known of {self.recipe.name}"
-        facts = self.steps.run("remembered", inputs, {"max_tokens": most, "labels": list(labels)}, work, title).facts
-        return float(facts["accuracy"])
+        return self.steps.run("remembered", inputs, {"max_tokens": most, "labels": list(labels)}, work, title).facts
 
     @cached_property
     def kept(self) -> Mapping[str, Mapping[str, float]]:

@@ -21,7 +21,13 @@ from edge_forge.data import generator_rows as data
 from edge_forge.data import knowledge_files
 from edge_forge.data.classifier_rows import SPLITS
 from edge_forge.data.generator_rows import GeneratorData, Row
-from edge_forge.evaluate.forgetting import GeneratorQuestions, Questions, compared, generator_scores
+from edge_forge.evaluate.forgetting import (
+    GeneratorQuestions,
+    Questions,
+    compared,
+    exact_intervals,
+    generator_scores,
+)
 from edge_forge.evaluate.training_outcome import TrainingOutcome, of_generator, of_preferences
 from edge_forge.export.gguf import engine
 from edge_forge.models import bases
@@ -58,6 +64,11 @@ CODE: Code = {
         ("edge_forge.evaluate.generator_scores", "edge_forge.models.causal_lm"),
         (*_TORCH, "peft", *_SCORES, "scipy"),
     ),
+    "generate-remembered": (
+        ("edge_forge.evaluate.generator_scores", "edge_forge.models.causal_lm"),
+        (*_TORCH, "peft", *_SCORES, "scipy"),
+    ),
+    "generate-merge": (("edge_forge.train.merged_base", "edge_forge.models.causal_lm"), (*_TORCH, "peft")),
     "gguf-check": (
         ("edge_forge.export.gguf.convert", "edge_forge.evaluate.measure_gguf", "edge_agent.backends.llamacpp.model"),
         (*_TORCH, *_LLAMA, "jinja2"),
@@ -387,11 +398,47 @@ class GeneratorTraining:
         return self.steps.run("generate-evaluate", inputs, settings, work, "evaluate")
 
     @cached_property
+    def made_base(self) -> Path:
+        """The folder of a base with what was trained folded into its weights."""
+        base, adapter = self.base.directory, self.adapter_folder
+        if adapter is None:
+            return self.tuned_folder
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            from edge_forge.train.merged_base import write_merged_generator
+
+            write_merged_generator(base, adapter, folder / "base")
+            return {}
+
+        inputs = {"base": self.base.base_id, "tokenizer": self.tokenizer_digest, **self.trained_digests}
+        return self.steps.run("generate-merge", inputs, {}, work, "what was trained as a base").path("base")
+
+    def remembered_by(self, later: GeneratorTraining) -> Mapping[str, float]:
+        """Scores on the measured rows of the model that `later` made: of preferences the share of pairs, of dialogues
+        the answers that are right to the letter, and the perplexity."""
+        split = self.data.measured[0]
+        inputs = {
+            "base": later.base.base_id, "tokenizer": self.tokenizer_digest, **later.trained_digests,
+            **self.data_step.digests(f"{split}.jsonl"),
+        }  # fmt: skip
+
+        def work(_: Path) -> Mapping[str, Any]:
+            from edge_forge.evaluate.generator_scores import by_torch
+
+            asked = self.evaluation_set(self.base.directory)
+            return by_torch(asked, later.tuned_folder, later.adapter_folder)
+
+        title = f"what is known of {self.recipe.name}"
+        facts = self.steps.run("generate-remembered", inputs, self.evaluation_settings, work, title).facts
+        told = {**facts, **facts.get("answers", {}), **facts.get("preferences", {})}
+        return {key: told[key] for key in ("preferred", "exact_match", "perplexity") if told.get(key) is not None}
+
+    @cached_property
     def kept(self) -> Mapping[str, Mapping[str, float]]:
         """{before, after, lost} of each question that [diagnose] asks of what the base knew; empty where it asks none,
         and of random weights."""
         asked = self.questions
-        if self.recipe.is_new or not (asked.named.texts or asked.named.pairs):
+        if self.recipe.is_new or asked.named.none:
             return {}
         chat = self.recipe.task.chat
 
@@ -399,16 +446,20 @@ class GeneratorTraining:
             from edge_forge.data.chat_tokenizer import ChatTokenizer
             from edge_forge.models.causal_lm import open_model
 
-            return generator_scores(open_model(folder, adapter), ChatTokenizer(self.base.directory, chat), asked.named)
+            marks: dict[str, list[bool]] = {}
+            tokenizer = ChatTokenizer(self.base.directory, chat)
+            scores = generator_scores(open_model(folder, adapter), tokenizer, asked.named, marks)
+            return {"scores": scores, "marks": marks}
 
         held = {"base": self.base.base_id, "tokenizer": self.tokenizer_digest, **asked.digests}
-        settings, base = {"max_tokens": asked.named.max_tokens}, self.base.directory
+        settings, base = {"max_tokens": asked.named.max_tokens, "chat": chat}, self.base.directory
         before = self.steps.run(
             "generate-forgetting", held, settings, lambda _: work(base, None), "what the base knows"
         )
         tuned, place = held | self.trained_digests, (self.tuned_folder, self.adapter_folder)
         after = self.steps.run("generate-forgetting", tuned, settings, lambda _: work(*place), "what is left of it")
-        return compared(before.facts, after.facts)
+        found = compared(before.facts["scores"], after.facts["scores"])
+        return exact_intervals(found, before.facts["marks"], after.facts["marks"])
 
     @cached_property
     def questions(self) -> Questions[GeneratorQuestions]:
@@ -427,7 +478,14 @@ class GeneratorTraining:
             path = place / Path(section.pairs).expanduser()
             digests["pairs"] = f"{digest_of_data(path, 'diagnose')} {section.rows}"
             pairs = knowledge_files.spread_over(knowledge_files.sentence_pairs(path), section.rows)
-        return Questions(GeneratorQuestions(texts, pairs, self.recipe.task.max_tokens), digests)
+        exact: dict[str, list[knowledge_files.ExactQuestion]] = {}
+        for name in section.exact:
+            path = knowledge_files.exact_file(name, place)
+            if path.stem in exact:
+                raise ConfigError(f"two sets of questions are named {path.stem!r}", "diagnose.exact", "rename one file")
+            exact[path.stem] = knowledge_files.exact_questions(path)
+            digests[f"exact {path.stem}"] = digest_of_data(path, "diagnose")
+        return Questions(GeneratorQuestions(texts, pairs, self.recipe.task.max_tokens, exact), digests)
 
     @cached_property
     def diagnosed(self) -> StepResult:

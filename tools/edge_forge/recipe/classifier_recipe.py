@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from edge_agent.base.errors import ConfigError
+from edge_agent.base.errors import ConfigError, UsageError
 from edge_agent.base.limits import LABELS
 from edge_forge.data.text_files import one_label
 from edge_forge.recipe import schema as recipe_form
@@ -226,6 +226,20 @@ def with_method(recipe: ClassifierRecipe, method: str, preset: str) -> Classifie
     """
     train = {key: value for key, value in recipe.train.items() if key in _OF_EVERY_METHOD}
     return msgspec.structs.replace(recipe, method={"name": method, "preset": preset or "best"}, train=train)
+
+
+def check_sequence(recipe: ClassifierRecipe) -> None:
+    """Raise UsageError where the task cannot be one of several that are trained one after another."""
+    if recipe.slots:
+        raise UsageError(
+            f"{recipe.name}: a sequence asks what is left of classes of texts, and these are slots", "sequence",
+            "name recipes of classifiers",
+        )  # fmt: skip
+    if recipe.compress.wanted:
+        raise UsageError(
+            f"{recipe.name} makes a base of its own, so no other task can follow on it", "sequence",
+            "leave its compression out: --set compress.layers=0",
+        )  # fmt: skip
 
 
 def _check_relations(recipe: ClassifierRecipe, where: str) -> None:

@@ -128,6 +128,8 @@ class GeneratorDiagnoseSection(DiagnoseSection, frozen=True, kw_only=True, forbi
     """A file of texts (.txt with empty lines between them, or .jsonl with `text`): perplexity before and after."""
     pairs: str = ""
     """A file of good and bad sentences (good, bad): the share of pairs in which the good one is likelier."""
+    exact: tuple[str, ...] = ()
+    """Sets of questions with one right answer each: "maths", "code", or files (.jsonl with `prompt` and `answer`)."""
 
 
 class GeneratorRecipe(CommonRecipe, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -218,6 +220,15 @@ def with_method(recipe: GeneratorRecipe, method: str, preset: str = "") -> Gener
     changed = msgspec.structs.replace(recipe, method={"name": method}, train=train)
     _check_relations(changed, f"{recipe.name} by method {method}", has_new=False)
     return changed
+
+
+def check_sequence(recipe: GeneratorRecipe) -> None:
+    """Raise UsageError where the task cannot be one of several that are trained one after another."""
+    if recipe.is_new:
+        raise UsageError(
+            f"{recipe.name} makes a base of its own, so it follows on no other task", "sequence",
+            'name it as the base of the others: source = "recipe:PLACE"',
+        )  # fmt: skip
 
 
 def usual_step_size(method: str, recipe: GeneratorRecipe) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from edge_forge.evaluate.forgetting import PAIRS, PERPLEXITY, PROBE, SIMILARITY, lost
+from edge_forge.evaluate.forgetting import EXACT, PAIRS, PERPLEXITY, PROBE, SIMILARITY, lost
 from edge_forge.report import plots
 from edge_forge.report.blocks import Block, Drawing, Heading, Paragraph, Table
 
@@ -20,6 +20,8 @@ def title(question: str) -> str:
     """A question as people read it."""
     if question.startswith(PROBE):
         return f"probe of {question.removeprefix(PROBE)}"
+    if question.startswith(EXACT):
+        return f"answers right of {question.removeprefix(EXACT)}"
     return _TITLES[question]
 
 
@@ -28,10 +30,16 @@ def table(kept: Kept) -> Table:
     return Table(
         ("run", "asked", "the base", "after tuning", "lost"),
         [
-            [name, title(question), _score(question, one["before"]), _score(question, one["after"]), share(one["lost"])]
+            [name, title(question), _score(question, one["before"]), _score(question, one["after"]), _lost(one)]
             for name, found in kept.items() for question, one in found.items()
         ],
     )  # fmt: skip
+
+
+def _lost(one: Mapping[str, float]) -> str:
+    """With its interval, where it is known."""
+    text = share(one["lost"])
+    return f"{text} ({share(one['lost_low'])} to {share(one['lost_high'])})" if "lost_low" in one else text
 
 
 def worst(found: Mapping[str, Mapping[str, float]]) -> str:
@@ -45,14 +53,18 @@ def share(value: float) -> str:
 
 
 def _score(question: str, value: float) -> str:
+    if question.startswith(EXACT):
+        return f"{value:.1%}"
     return f"{value:.2f}" if question == PERPLEXITY else f"{value:.4f}"
 
 
 def beyond(kept: Kept, most: float) -> str:
-    """What there is to say of runs that lost more than `most` of something; '' where none did."""
+    """What there is to say of runs that lost more than `most` of something (of sets of questions: by the whole
+    interval); '' where none did."""
     said = [
         f"{name} lost {100 * one['lost']:.1f} points of {title(question)}"
-        for name, found in kept.items() for question, one in found.items() if one["lost"] > most
+        for name, found in kept.items() for question, one in found.items()
+        if one.get("lost_low", one["lost"]) > most
     ]  # fmt: skip
     return f"{', '.join(said)}; the recipe takes {100 * most:g}" if said else ""
 

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from edge_forge.evaluate.forgetting import EXACT
 from edge_forge.progress import duration, size
 from edge_forge.report import forgetting_report
 from edge_forge.report.blocks import Block, Heading, Paragraph, Table
@@ -40,15 +41,20 @@ def table(runs: Runs) -> Table:
     dtypes = list(dict.fromkeys(one["dtype"] for figures in runs.values() for one in figures["files"]))
     formats = [dtype for dtype in dtypes if dtype != "f16"]
     asked = any(figures.get("kept") for figures in runs.values())
+    sets = [name for name in dict.fromkeys(key for one in runs.values() for key in one.get("kept") or {})
+            if name.startswith(EXACT)]  # fmt: skip
     columns = (
-        "run", "step size", *(SCORES[key][0] for key in keys), "train time", "processor time", "peak memory",
-        "trained parameters", "one more task", *(f"{dtype} loss" for dtype in formats),
-        *(["most forgotten"] if asked else []),
+        "run", "step size", *(SCORES[key][0] for key in keys), *map(forgetting_report.title, sets),
+        "train time", "processor time", "peak memory", "trained parameters", "one more task",
+        *(f"{dtype} loss" for dtype in formats), *(["most forgotten"] if asked else []),
     )  # fmt: skip
     return Table(columns, [
-        [name, f"{figures['train']['settings']['learning_rate']:g}", *(_score(figures, key) for key in keys),
-         *_costs(figures), _one_more(figures), *(_loss(figures, dtype) for dtype in formats),
-         *([forgetting_report.worst(figures.get("kept") or {})] if asked else [])]
+        [
+            name, f"{figures['train']['settings']['learning_rate']:g}", *(_score(figures, key) for key in keys),
+            *(_exact(figures, one) for one in sets), *_costs(figures), _one_more(figures),
+            *(_loss(figures, dtype) for dtype in formats),
+            *([forgetting_report.worst(figures.get("kept") or {})] if asked else []),
+        ]
         for name, figures in runs.items()
     ])  # fmt: skip
 
@@ -137,6 +143,16 @@ def _score(figures: Mapping[str, Any], key: str) -> str:
     return form(found.mean) if None in ends else f"{form(found.mean)} ({form(ends[0])} to {form(ends[1])})"
 
 
+def _exact(figures: Mapping[str, Any], name: str) -> str:
+    """How many questions of a set the tuned model has right (Wilson's interval), and the base."""
+    one = (figures.get("kept") or {}).get(name)
+    if one is None:
+        return "–"
+    rows = int(one["rows"])
+    low, high = wilson(round(one["after"] * rows), rows)
+    return f"{one['after']:.1%} ({low:.1%} to {high:.1%}); base {one['before']:.1%}"
+
+
 def _mean_cost(figures: Mapping[str, Any], key: str) -> float:
     found = [float(one[key]) for one in figures.get("seeds") or ()] or [float(figures["train"][key])]
     return sum(found) / len(found)
@@ -186,8 +202,8 @@ def _method(figures: Mapping[str, Any]) -> str:
 
 
 def _form(figures: Mapping[str, Any]) -> str:
-    """Attached or merged, and in which number format: of those within the recipe's limits the fastest one on this host;
-    where the speed was not measured the smallest one."""
+    """Attached or merged, and in which number format: of those within the recipe's limits the smallest one that is not
+    told apart from the fastest on this host; where the speed was not measured the smallest one."""
     form = "attached to a shared base" if attached(figures) else METHODS[figures["train"]["method"]].on_devices
     made = [one for kind in _forms(figures)[:1] for one in figures["files"] if one["form"] == kind]
     fit = [one for one in made if one.get("holds", True)]
@@ -197,7 +213,9 @@ def _form(figures: Mapping[str, Any]) -> str:
     if not timed:
         one = min(fit, key=lambda one: float(one["size_bytes"]))
         return f"{form}, as {one['dtype'].upper()} (the smallest within the limits; speed was not measured)"
-    one = max(timed, key=lambda one: float(one["speed"]["tokens_per_s"]))
+    fastest = max(timed, key=lambda one: float(one["speed"]["tokens_per_s"]))
+    near = [one for one in timed if one["speed"]["tokens_per_s_high"] >= fastest["speed"]["tokens_per_s_low"]]
+    one = min(near, key=lambda one: float(one["size_bytes"]))
     told = f"{one['speed']['tokens_per_s']:.0f} tokens/s on this host, {size(one['peak_bytes'])} of memory"
     if one.get("paired"):
         told += f", perplexity {100 * (one['paired']['ratio'] - 1):+.1f} % beside F16"
