@@ -232,21 +232,32 @@ def test_methods_are_compared_beside_the_base(folder, built):
     assert shown.returncode == 0, shown.stderr
     heads = [line.split()[0] for line in shown.stdout.splitlines() if line]
     assert heads == ["quality", "base", "lora", "full", "training", "lora", "full", "on", "base", *["lora"] * 4,
-                     *["full"] * 2, "report:"]  # fmt: skip
+                     *["full"] * 2, "Take", "report:"]  # fmt: skip
+    assert found["recommendation"] in shown.stdout, "the sentence of the page stands at the terminal and in JSON"
+    assert f"## What to choose\n\n**{found['recommendation'][:12]}" in text
+    beside = lora["beside"]["commands full"]
+    ratio = full["scores"]["tuned"]["perplexity"] / lora["scores"]["tuned"]["perplexity"]
+    assert beside["perplexity"]["ratio"] == pytest.approx(ratio, rel=1e-3)
+    quantised = next(one for one in lora["files"] if (one["form"], one["dtype"]) == ("merged", "q8_0"))
+    assert quantised["paired"]["ratio_low"] <= quantised["paired"]["ratio"] and quantised["holds"] in (True, False)
 
 
 def test_a_diagnosis_asks_a_generator_for_a_text_and_for_the_likelier_sentences(folder, built, tmp_path):
     (tmp_path / "text.txt").write_text("the lamp is on\nand the light is off\n\nthe door is open\n")
     (tmp_path / "pairs.tsv").write_text("paradigm\tgood\tbad\na\tthe lamp is on\tlamp the on is\nb\tit is\tis it\n")
+    rows = [json.dumps({"prompt": f"{one}+1", "answer": str(one + 1)}) for one in range(5)]
+    (tmp_path / "own.jsonl").write_text("\n".join(rows))
     done = forge(
         "diagnose", folder / "commands", "--build", folder / "build", "--json", "--set", "diagnose.cosine=1.0",
-        "--text", tmp_path / "text.txt", "--pairs", tmp_path / "pairs.tsv",
+        "--text", tmp_path / "text.txt", "--pairs", tmp_path / "pairs.tsv", "--exact", tmp_path / "own.jsonl",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     (run,) = found["runs"].values()
-    assert set(run["kept"]) == {"perplexity", "pairs"} and run["kept"]["perplexity"]["before"] > 1.0
+    assert set(run["kept"]) == {"perplexity", "pairs", "exact own"} and run["kept"]["perplexity"]["before"] > 1.0
     assert run["kept"]["pairs"]["before"] in (0.0, 0.5, 1.0)
+    own = run["kept"]["exact own"]
+    assert own["rows"] == 2 and own["lost_low"] <= own["lost"] <= own["lost_high"]
     tuned = run["repair"][0]
     assert tuned["factor"] == 1.0 and tuned["learned"] == pytest.approx(run["learned"][1], rel=1e-3)
     assert tuned["kept"]["perplexity"] == pytest.approx(run["kept"]["perplexity"]["after"], rel=1e-3)
@@ -303,6 +314,25 @@ def test_full_tuning_and_continued_pre_training(folder, built, name, method, dat
     scores = json.loads((folder / "build" / "reports" / f"{name}.json").read_text())["scores"]
     assert scores["tuned"]["perplexity"] < scores["base"]["perplexity"]
     assert ("answers" in scores["tuned"]) == (data == "rows.jsonl")
+
+
+def test_tasks_one_after_another_are_scored_after_each(folder, built, tmp_path):
+    """Commands, then the texts that the base was made of: each by its own score, and both by their perplexity."""
+    (tmp_path / "text.txt").write_bytes((folder / "base" / "text.txt").read_bytes())
+    text = ADAPTER.replace('"commands"', '"logs"').replace("rows.jsonl", "text.txt")
+    (tmp_path / "recipe.toml").write_text(text.replace("recipe:../base", f"recipe:{folder / 'base'}"))
+    done = forge(
+        "sequence", folder / "commands", tmp_path, "--build", folder / "build", "--json", "--set", "train.epochs=2"
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["tasks"] == ["commands", "logs"] and found["scores"] == ["exact_match", "perplexity"]
+    assert [len(row) for row in found["after"]] == [1, 2]
+    further = found["further"]["perplexity"]
+    assert further["after"][0][0] == pytest.approx(further["apart"][0]), "the first one begins on the untouched base"
+    assert further["after"][1][1] != pytest.approx(further["apart"][1], rel=1e-4), "the second on what the first made"
+    page = Path(found["report"][0]).read_text()
+    assert "| score | commands: exact match | logs: perplexity |" in page and "Lost of each by the end" in page
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2"])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from edge_agent.base.errors import ConfigError, UsageError
 from edge_agent.bundle.manifest import Name
 from edge_forge.kinds.classifier import KIND
+from edge_forge.plan.compression import teacher_recipe
 from edge_forge.recipe import classifier_recipe as recipes
 from edge_forge.recipe import generator_recipe as generators
 from edge_forge.recipe import schema as recipe_form
@@ -389,3 +390,23 @@ def test_the_last_setting_of_a_key_counts() -> None:
 def test_what_sets_no_key_is_refused(setting: str) -> None:
     with pytest.raises(UsageError, match=r"--set"):
         overlaid({"name": "a"}, [setting])
+
+
+@pytest.mark.parametrize("teacher", ["full", "lora"])
+def test_a_teacher_is_the_same_whatever_values_are_tried(teacher):
+    """A comparison and a sweep change step size, passes, rank and method: none of it is the teacher's."""
+    cut = {"layers": 3, "teacher": teacher, "teacher_epochs": 2, "teacher_learning_rate": 3e-4}
+    held = [
+        parse(changed(compress=cut, train={"seed": 5, **train}, method=method), "r", {})
+        for train, method in (
+            ({}, {}), ({"learning_rate": 2e-3, "epochs": 9, "batch_size": 4}, {"name": "full"}),
+            ({"learning_rate": 5e-4}, {"name": "lora", "rank": 4}), ({"warmup_fraction": 0.2}, {"preset": "A"}),
+        )
+    ]  # fmt: skip
+    tuned = [teacher_recipe(recipe).training for recipe in held]
+    assert len(set(tuned)) == 1 and not teacher_recipe(held[0]).compress.wanted
+    assert (tuned[0].method, tuned[0].epochs, tuned[0].learning_rate, tuned[0].seed) == (teacher, 2, 3e-4, 5)
+    usual = teacher_recipe(parse(changed(compress={"layers": 3}, train={"epochs": 1}), "r", {})).training
+    assert (usual.epochs, usual.learning_rate) == (8, 1e-4), "the preset's of full fine-tuning"
+    other = teacher_recipe(parse(changed(compress=cut, train={"seed": 6}), "r", {})).training
+    assert other.seed == 6, "a seed is of the whole way"

@@ -6,10 +6,12 @@ import torch
 
 from edge_forge.evaluate.predict import logits_of
 from edge_forge.models import bases
+from edge_forge.models.causal_lm import logits, open_model
 from edge_forge.models.encoder import open_encoder
 from edge_forge.train.lora import save_adapter
-from edge_forge.train.merged_base import write_merged
+from edge_forge.train.merged_base import write_merged, write_merged_generator
 from edge_forge.train.trained_encoder import open_trained
+from tests.support import tiny_generators
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 TEXTS = ["turn the lamp on", "lamp off", "the light on now"]
@@ -31,3 +33,21 @@ def test_a_merged_base_computes_what_the_trained_model_does(tiny_base, tmp_path)
     trained = features(open_trained(tiny_base, tmp_path / "run", merged=True)[0], tiny_base)
     assert made == pytest.approx(trained, abs=1e-6)
     assert np.abs(made - features(open_encoder(tiny_base), tiny_base)).max() > 0.01
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_merged_generator_computes_what_base_and_adapter_do(tmp_path, tied):
+    from peft import LoraConfig, get_peft_model
+
+    base = tiny_generators.write(tmp_path / "source", tie_word_embeddings=tied)
+    torch.manual_seed(5)
+    config = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(open_model(base), config).save_pretrained(str(tmp_path / "peft"), save_embedding_layers=False)
+    write_merged_generator(base, tmp_path / "peft", tmp_path / "base")
+    rows = [[5, 6, 7, 8]]
+    made, both, bare = (logits(open_model(*place), rows) for place in (
+        (tmp_path / "base",), (base, tmp_path / "peft"), (base,)
+    ))  # fmt: skip
+    assert made == pytest.approx(both, abs=1e-4) and np.abs(made - bare).max() > 0.01
+    names = ("tokenizer.json", "tokenizer_config.json", "config.json")
+    assert all((tmp_path / "base" / name).read_bytes() == (base / name).read_bytes() for name in names)

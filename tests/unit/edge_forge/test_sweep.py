@@ -127,6 +127,19 @@ def test_keys_that_change_the_score_itself_are_refused(key):
         space.check([Range(key, 0.1, 1.0, whole=False, log=False)], anything, TRAINING)
 
 
+@pytest.mark.parametrize(
+    ("key", "layers", "changes"),
+    [
+        ("compress.layers", 3, True), ("train.seed", 3, True), ("train.learning_rate", 3, False),
+        ("method.rank", 3, False), ("train.seed", 0, False),
+    ],
+)  # fmt: skip
+def test_keys_that_make_another_base_for_each_trial_are_known(key, layers, changes):
+    made = SimpleNamespace(compress=SimpleNamespace(wanted=layers > 0))
+    assert space.changes_base(key, made) is changes
+    assert not space.changes_base(key, SimpleNamespace()), "a generator makes its base no smaller"
+
+
 def test_combinations():
     assert space.combinations([RANK, Range("train.epochs", 2, 4, whole=True, log=False)]) == 6
     assert space.combinations([RANK, RATE]) is None

@@ -39,12 +39,19 @@ _KEPT = ("seed", "threads", "precision", "processes", "report_to", "max_tokens")
 
 
 def teacher_recipe(recipe: ClassifierRecipe) -> ClassifierRecipe:
-    """The recipe of the teacher: the same rows and base, whole, tuned by `compress.teacher` and merged."""
-    method, own = recipe.compress.teacher, recipe.training.method
-    tuned = recipe if method == own else with_method(recipe, method, "")
+    """The recipe of the teacher: the same rows and base, whole, tuned by `compress.teacher` and merged.
+
+    Of `[method]` and `[train]` it takes nothing that one tries values of: runs that are compared, and trials of a sweep,
+    have one base (decision 0229).
+    """
+    section = recipe.compress
+    tuned = with_method(recipe, section.teacher, "")
+    own = {"epochs": section.teacher_epochs, "learning_rate": section.teacher_learning_rate}
+    train = {key: value for key, value in tuned.train.items() if key != "epochs"}
+    train |= {key: value for key, value in own.items() if value}
     return msgspec.structs.replace(
         tuned,
-        train={**tuned.train, "precision": _precision(recipe)},
+        train={**train, "precision": _precision(recipe)},
         compress=CompressSection(),
         export=msgspec.structs.replace(recipe.export, banked=False, merged=True),
         quantize=msgspec.structs.replace(recipe.quantize, litert=(), tensorrt=()),
@@ -141,7 +148,7 @@ class Compression:
         }  # fmt: skip
         if section.unlabelled:
             inputs["unlabelled"] = hashlib.sha256(json.dumps(self.further).encode()).hexdigest()
-        lesson = {**plain(section), "unlabelled": "", "teacher": ""}
+        lesson = {**plain(section), "unlabelled": "", "teacher": "", "teacher_epochs": 0, "teacher_learning_rate": 0}
         key = {"labels": list(rows.labels), **dataclasses.asdict(settings), "report_to": [], "lesson": lesson}
 
         def work(folder: Path) -> Mapping[str, Any]:

@@ -105,6 +105,10 @@ class CompressSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=
     """So many feed-forward neurons of every layer stay, the most important ones; 0: all."""
     teacher: str = FULL.name
     """The method by which the teacher is tuned on the training rows (one of `METHODS` that can be merged)."""
+    teacher_epochs: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
+    """Passes of the teacher; 0: those of its preset."""
+    teacher_learning_rate: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.0
+    """Step size of the teacher; 0: that of its preset."""
     temperature: Annotated[float, msgspec.Meta(gt=0.0, le=100.0)] = 2.0
     """Of the logits that are compared."""
     hidden: NotNegative = 1.0

@@ -227,6 +227,12 @@ def _said_before(sweep: _Sweep, study: SweepStudy, training: TrainingPart, wante
     """What is varied, what is there already, and what the rest costs."""
     say = sweep.watch.progress.say
     say("sweep: " + "; ".join(map(str, sweep.space)))
+    changing = [one.key for one in sweep.space if spaces.changes_base(one.key, sweep.recipe({}))]
+    if changing:
+        say(
+            f"sweep: values of {', '.join(changing)} change the base: a teacher and a distillation are trained for each, "
+            "which the cost below does not count"
+        )
     done = len(study.trials)
     if done:
         say(f"sweep: {min(done, wanted)} of {wanted} trials are there already (remove {study.folder} to begin anew)")

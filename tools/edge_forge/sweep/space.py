@@ -201,6 +201,15 @@ def with_alpha(values: Mapping[str, str], training: Any) -> dict[str, str]:
     return found
 
 
+_OF_A_TEACHER = ("task.max_tokens", *(f"train.{key}" for key in ("seed", "threads", "precision", "class_weights")))
+
+
+def changes_base(key: str, recipe: Any) -> bool:
+    """Whether trials with other values of a key have other bases: of a recipe that makes its base smaller."""
+    section = getattr(recipe, "compress", None)
+    return section is not None and section.wanted and (key.startswith("compress.") or key in _OF_A_TEACHER)
+
+
 def combinations(space: Sequence[Dimension]) -> int | None:
     """How many different trials there are; None with a range of fractions."""
     count = 1
