@@ -41,8 +41,8 @@ _KEPT = ("seed", "threads", "precision", "processes", "report_to", "max_tokens")
 def teacher_recipe(recipe: ClassifierRecipe) -> ClassifierRecipe:
     """The recipe of the teacher: the same rows and base, whole, tuned by `compress.teacher` and merged.
 
-    Of `[method]` and `[train]` it takes nothing that one tries values of: runs that are compared, and trials of a sweep,
-    have one base (decision 0229).
+    Of `[method]` and `[train]` it takes nothing that one tries values of: runs that are compared, and trials of a
+    sweep, have one base (decision 0229).
     """
     section = recipe.compress
     tuned = with_method(recipe, section.teacher, "")

@@ -230,8 +230,8 @@ def _said_before(sweep: _Sweep, study: SweepStudy, training: TrainingPart, wante
     changing = [one.key for one in sweep.space if spaces.changes_base(one.key, sweep.recipe({}))]
     if changing:
         say(
-            f"sweep: values of {', '.join(changing)} change the base: a teacher and a distillation are trained for each, "
-            "which the cost below does not count"
+            f"sweep: values of {', '.join(changing)} change the base: a teacher and a distillation are trained for "
+            "each, which the cost below does not count"
         )
     done = len(study.trials)
     if done:
