@@ -93,8 +93,6 @@ def tokenizer(tmp_path_factory):
 class Says:
     """A causal model that answers each prompt, known by its own ids, with given ids."""
 
-    config = type("Config", (), {"max_position_embeddings": 4096})
-
     def __init__(self, tokenizer, answers):
         self.tokenizer, self.told, self.prompts = tokenizer, answers, []
 
@@ -115,7 +113,7 @@ ROWS = [knowledge_files.ExactQuestion(f"{one} + 1?", (str(one + 1),)) for one in
 def test_shares_are_of_the_questions_that_were_asked_and_marks_say_which(tokenizer):
     model = Says(tokenizer, {"4 + 1?": "5", "5 + 1?": "6\nQuestion: more", "6 + 1?": "8"})
     marks = {}
-    asked = forgetting.GeneratorQuestions([], [], 64, {"sums": ROWS})
+    asked = forgetting.GeneratorQuestions([], [], 64, {"sums": ROWS}, 4096)
     assert not asked.none and forgetting.GeneratorQuestions([], [], 64).none
     assert forgetting.generator_scores(model, tokenizer, asked, marks) == {"exact sums": 0.4}
     assert marks == {"exact sums": [True, True, False, False, False]}

@@ -311,6 +311,13 @@ def test_trials_that_the_rows_do_not_tell_apart_are_said_with_the_cheapest():
     assert len(sweep_report.advice(figures([trial(0, 0.90), trial(1, 0.5)]))) == 2
 
 
+def test_where_no_error_is_known_it_is_said_that_small_differences_may_be_chance():
+    held = figures([trial(0, 0.90), trial(1, 0.5)])
+    for one in held["trials"]:
+        one["error"] = 0.0
+    assert any("small differences may be chance" in line for line in sweep_report.advice(held))
+
+
 def test_a_sweep_whose_trials_all_failed_advises_nothing():
     found = figures([trial(0, None, FAILED, reason="x")])
     assert found["best"] is None and sweep_report.advice(found) == [

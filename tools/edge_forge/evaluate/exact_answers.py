@@ -44,24 +44,24 @@ def marks(model: Any, tokenizer: ChatTokenizer, questions: Sequence[ExactQuestio
     by itself."""
     from edge_forge.models.causal_lm import answers
 
-    asked = questions[SHOWN:]
-    ids = _prompts(tokenizer, questions[:SHOWN], asked, longest - _ANSWER_TOKENS)
+    asked, ids = questions[SHOWN:], prompts(tokenizer, questions, longest)
     said = [first_line(tokenizer.decode(found)) for found in answers(model, ids, _ANSWER_TOKENS, tokenizer.ends)]
     return [any(same(one, due) for due in row.answers) for one, row in zip(said, asked, strict=True)]
 
 
-def _prompts(
-    tokenizer: ChatTokenizer, shown: Sequence[ExactQuestion], asked: Sequence[ExactQuestion], longest: int
-) -> list[tuple[int, ...]]:
+def prompts(tokenizer: ChatTokenizer, questions: Sequence[ExactQuestion], longest: int) -> list[tuple[int, ...]]:
+    """The tokens of every question behind the first `SHOWN`, as devices render prompts, beside an answer in `longest`
+    tokens. Raises ConfigError where one does not fit."""
+    shown, asked, most = questions[:SHOWN], questions[SHOWN:], longest - _ANSWER_TOKENS
     for count in range(len(shown), -1, -1):
         texts = [prompt(shown[:count], one.prompt) for one in asked]
         # The turn of the answer is not read: a row's tokens up to where it begins are the prompt as devices render it.
         rows = [tokenizer.encode((Turn("user", text), Turn("assistant", "x"))) for text in texts]
         found = [row.ids[: row.answer] for row in rows]
-        if max(map(len, found)) <= longest:
+        if max(map(len, found)) <= most:
             return found
     raise ConfigError(
-        f"a question takes more than the {longest} tokens that the base has room for beside an answer",
+        f"a question takes more than the {most} tokens that the base has room for beside an answer",
         "diagnose.exact", "leave the set out, or shorten its questions",
     )  # fmt: skip
 

@@ -44,12 +44,13 @@ class EncoderQuestions(NamedTuple):
 
 class GeneratorQuestions(NamedTuple):
     """What is asked of a generator, each may be empty; texts are cut into parts of `max_tokens`. `exact` are sets of
-    questions by name."""
+    questions by name, which with an answer take at most `longest` tokens."""
 
     texts: Sequence[Row]
     pairs: Sequence[SentencePair]
     max_tokens: int
     exact: Mapping[str, Sequence[ExactQuestion]] = MappingProxyType({})
+    longest: int = 0
 
     @property
     def none(self) -> bool:
@@ -177,9 +178,8 @@ def generator_scores(
     if asked.exact:
         from edge_forge.evaluate import exact_answers
 
-        longest = int(getattr(model.config, "max_position_embeddings", asked.max_tokens))
         for name, questions in asked.exact.items():
-            own = exact_answers.marks(model, tokenizer, questions, longest)
+            own = exact_answers.marks(model, tokenizer, questions, asked.longest)
             found[f"{EXACT}{name}"] = sum(own) / len(own)
             if marks is not None:
                 marks[f"{EXACT}{name}"] = own

@@ -127,6 +127,13 @@ class GeneratorTraining:
         _ = self._form
         if self.recipe.prefers:
             self._say_too_long()
+        if (exact := self.questions.named.exact) and not self.recipe.is_new:
+            from edge_forge.data.chat_tokenizer import ChatTokenizer
+            from edge_forge.evaluate import exact_answers
+
+            tokenizer = ChatTokenizer(self.base.directory, self.recipe.task.chat)
+            for questions in exact.values():
+                exact_answers.prompts(tokenizer, questions, self._positions)
         settings = self.recipe.training
         method = METHODS[settings.method]
         self.steps.progress.say(method.said())
@@ -210,12 +217,8 @@ class GeneratorTraining:
             base = self._other(sources[0])
         else:
             base = with_language_id(bases.resolve(sources, self.steps.recipe_dir))
-        longest = base.config.get("max_position_embeddings")
-        if isinstance(longest, int):
-            from edge_forge.export.gguf.families import context
-
-            longest = context(base.config)  # of some families the sliding window
-        if isinstance(longest, int) and self.recipe.task.max_tokens > longest:
+        longest = _context(base)
+        if longest is not None and self.recipe.task.max_tokens > longest:
             raise ConfigError(
                 f"{self.recipe.task.max_tokens} tokens are more than the base takes ({longest})", "task.max_tokens"
             )
@@ -223,6 +226,11 @@ class GeneratorTraining:
         if unused := bases.about_beside(base.directory):
             self.steps.progress.warn(unused)
         return base
+
+    @property
+    def _positions(self) -> int:
+        """The most tokens that are asked of the base at once."""
+        return _context(self.base) or self.recipe.task.max_tokens
 
     @cached_property
     def _new_base(self) -> StepResult:
@@ -485,7 +493,16 @@ class GeneratorTraining:
                 raise ConfigError(f"two sets of questions are named {path.stem!r}", "diagnose.exact", "rename one file")
             exact[path.stem] = knowledge_files.exact_questions(path)
             digests[f"exact {path.stem}"] = digest_of_data(path, "diagnose")
-        return Questions(GeneratorQuestions(texts, pairs, self.recipe.task.max_tokens, exact), digests)
+        return Questions(
+            GeneratorQuestions(
+                texts,
+                pairs,
+                self.recipe.task.max_tokens,
+                exact,
+                self._positions if exact and not self.recipe.is_new else 0,
+            ),
+            digests,
+        )
 
     @cached_property
     def diagnosed(self) -> StepResult:
@@ -527,3 +544,10 @@ class GeneratorTraining:
             raise BackendMissing(
                 "TRL is not installed", "task.kind", "the extra forge-prefer; `make prefer` in the clone"
             )
+
+
+def _context(base: bases.Base) -> int | None:
+    """The most tokens that a base takes, of some families the sliding window; None where it has no bound."""
+    from edge_forge.export.gguf.families import context
+
+    return context(base.config) if isinstance(base.config.get("max_position_embeddings"), int) else None

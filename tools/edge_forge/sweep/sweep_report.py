@@ -90,6 +90,11 @@ def advice(figures: Mapping[str, Any]) -> list[str]:
             f"tell them apart; the cheapest of them is trial {cheapest['number']} ({duration(cheapest['cpu_s'])} of "
             f"processor time)"
         )
+    if not top["error"]:
+        lines.append(
+            f"how far a {figures['score']['title']} is known is not told by the trials, so small differences may be "
+            "chance: `edge-forge compare` of two of them with --seeds says more"
+        )
     lines.append(
         "a score that is the best of many is too good by chance: the test rows, which no trial saw, say what to expect"
     )
