@@ -16,6 +16,7 @@ from edge_agent.base.errors import PackageError, brief
 from edge_agent.base.runtimes import DEVICE_OPTIONS, WEIGHT_SUFFIXES, traits
 from edge_agent.bundle import manifest as forms
 from edge_agent.bundle import probes as golden
+from edge_agent.bundle.engine_files import key_of_path
 from edge_agent.bundle.gguf_memory import SIZE_OPTIONS, fits_range
 from edge_agent.bundle.jsonio import check_size, decode
 from edge_agent.bundle.manifest import AdapterConfig, Descriptor, Index, Manifest, ModelDoc, VariantInfo
@@ -46,6 +47,12 @@ class VariantItem:
     def weight(self) -> Descriptor:
         """The one weights file."""
         return next(found for found in self.manifest.layers if found.media_type == forms.WEIGHT)
+
+    @property
+    def engines(self) -> dict[str, Descriptor]:
+        """Engines by their key, each for devices of one kind."""
+        keyed = ((key_of_path(path), layer) for path, layer in self.files.items())
+        return {key: layer for key, layer in keyed if key is not None}
 
     @property
     def size_bytes(self) -> int:
@@ -176,12 +183,13 @@ def _check_kind(layer: Descriptor, path: str, adapter: bool, where: str) -> None
     allowed = {
         forms.WEIGHT: not adapter and path.endswith(WEIGHT_SUFFIXES),
         **{form: adapter and path == name for name, form in forms.ADAPTER_FILES.items()},
+        forms.ENGINE: not adapter and key_of_path(path) is not None,
         forms.WEIGHT_CONFIG: path in _CONFIG_FILES,
         forms.DOC: path.endswith(_DOC_SUFFIXES) or path == "LICENSE",
     }
     if not allowed.get(kind, False):
         raise PackageError(
-            f"{path!r} as {kind!r} is not carried: only weights, tokenizer.json, probes and notes", where
+            f"{path!r} as {kind!r} is not carried: only weights, engines, tokenizer.json, probes and notes", where
         )
     limit_bytes = {forms.WEIGHT_CONFIG: limits.TOKENIZER_BYTES, forms.DOC: limits.MANIFEST_BYTES}
     check_size(layer.size, limit_bytes.get(kind, limits.BLOB_BYTES), f"{where}, {path}")
@@ -201,6 +209,8 @@ def _variant(found: Descriptor, manifest: Manifest, files: dict[str, Descriptor]
     model = decode(fetch(files[forms.MODEL_FILE], limits.MANIFEST_BYTES), ModelDoc, forms.MODEL_FILE)
     forms.check_requires(info.requires + model.requires, where, __version__)
     _check_task(model.task, forms.MODEL_FILE)
+    if not traits(info.runtime).compiles and any(map(key_of_path, files)):
+        raise PackageError(f"{info.runtime} compiles no engines, and the variant carries one", where)
     return VariantItem(found, manifest, info, model, files)
 
 

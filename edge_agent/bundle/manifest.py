@@ -24,6 +24,8 @@ MODEL_CONFIG = "application/vnd.cncf.model.config.v1+json"
 WEIGHT = "application/vnd.cncf.model.weight.v1.raw"
 WEIGHT_CONFIG = "application/vnd.cncf.model.weight.config.v1.raw"
 DOC = "application/vnd.cncf.model.doc.v1.raw"
+ENGINE = "application/vnd.edge-agent.engine.v1"
+"""An engine that a device compiled from the variant's weights, for devices of the same kind."""
 ADAPTER: Final = "application/vnd.edge-agent.adapter.v1+json"
 ADAPTER_CONFIG = "application/vnd.edge-agent.adapter.config.v1+json"
 ADAPTER_WEIGHT = "application/vnd.edge-agent.adapter.weight.v1.safetensors"
@@ -196,6 +198,11 @@ class AdapterConfig(Document, frozen=True, kw_only=True):
 
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+
+
+def runs_only(layer: Descriptor, path: str) -> bool:
+    """Whether a file is needed only where its variant runs: weights, tokenizer, engines. The rest describes it."""
+    return layer.media_type in (WEIGHT, ENGINE) or path == TOKENIZER_FILE
 
 
 def file_path(layer: Descriptor, where: str) -> str:

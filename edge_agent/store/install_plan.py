@@ -299,7 +299,6 @@ def _blob_requests(items: tuple[Item, ...], with_weights: Callable[[Item], bool]
         found[item.descriptor.digest] = BlobRequest(item.descriptor, "manifest.json")
         found.setdefault(item.manifest.config.digest, BlobRequest(item.manifest.config, "config.json"))
         for path, layer in item.files.items():
-            heavy = layer.media_type == forms.WEIGHT or path == forms.TOKENIZER_FILE
-            if not heavy or with_weights(item):
+            if not forms.runs_only(layer, path) or with_weights(item):
                 found.setdefault(layer.digest, BlobRequest(layer, path))
     return tuple(found.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from edge_agent.base.errors import PackageError, StoreError
+from edge_agent.base.runtimes import ENGINE_ROLE
 from edge_agent.bundle import manifest as forms
 from edge_agent.bundle.catalog import Adapter, InstalledModel, TrialFigures, Variant
 from edge_agent.bundle.contents import AdapterItem, Fetch, VariantItem, read_item
@@ -40,6 +41,8 @@ def catalog_variant(item: VariantItem, blobs: Blobs) -> Variant:
     if forms.TOKENIZER_FILE in item.files:
         files["tokenizer"] = item.files[forms.TOKENIZER_FILE]
     kept = all(blobs.whole(found) for found in files.values())
+    # A damaged engine is one less: its runtime compiles the weights.
+    files |= {ENGINE_ROLE + key: found for key, found in item.engines.items() if blobs.whole(found)}
     return Variant(
         digest=item.descriptor.digest,
         runtime=item.info.runtime,
@@ -93,9 +96,8 @@ def referenced(version: InstalledVersion, blobs: Blobs) -> set[str]:
 
 
 def _heavy(item: VariantItem) -> set[str]:
-    """The blobs that are not kept of a variant that does not run here: its weights and its tokenizer."""
-    tokenizer = item.files.get(forms.TOKENIZER_FILE)
-    return {item.weight.digest, *(() if tokenizer is None else (tokenizer.digest,))}
+    """The blobs that are not kept of a variant that does not run here."""
+    return {layer.digest for path, layer in item.files.items() if forms.runs_only(layer, path)}
 
 
 def _figures(item: VariantItem, version: InstalledVersion) -> TrialFigures | None:

@@ -302,7 +302,7 @@ def test_a_package_for_tensorrt_says_what_it_holds_and_how_it_was_judged(for_bot
         assert words in report, words
 
 
-def test_one_package_serves_a_pi_and_a_jetson(for_both, tmp_path, monkeypatch):
+def test_one_package_serves_a_pi_and_a_jetson(for_both, folder, tmp_path, monkeypatch):
     """The board without TensorRT takes ONNX Runtime's variant, the one with it TensorRT's, with the same adapter."""
     python = fake_gpu.write_python(tmp_path / "python", "10.3")
     monkeypatch.setenv("EDGE_AGENT__WORKER__TENSORRT_PYTHON", str(python))
@@ -324,6 +324,32 @@ def test_one_package_serves_a_pi_and_a_jetson(for_both, tmp_path, monkeypatch):
     assert {one["variant"] for one in answers["onnx"]} == {"int8"}
     for found in answers.values():
         assert [one["result"]["label"] for one in found] == [label for _, label in tiny_base.ROWS[:6]]
+    _second_board_takes_the_engine(tmp_path, folder, for_both["trust_root"])
+
+
+def _second_board_takes_the_engine(tmp_path: Path, folder: Path, root: str) -> None:
+    """The engine that the first board built and proved travels in the next release: the second one builds none."""
+    place = folder / "jetson"
+    (engines,) = (tmp_path / "tensorrt").rglob("engines")
+    shutil.copytree(engines, place / "engines")
+    changed = [f"{key}=2" for key in ("base.version", "package.version")]
+    words = [word for one in ('quantize.tensorrt_engines="engines"', *changed) for word in ("--set", one)]
+    done = forge("build", place, "--build", folder / "build", "--json", *words)
+    assert done.returncode == 0, done.stderr
+    with Mosquitto(tmp_path / "second") as broker:
+        agent = AgentProcess(tmp_path / "second", broker.port, backends=("tensorrt", "onnx"),
+                             extra='[models]\nmeasure = false\nprefer = ["fp16"]\n')  # fmt: skip
+        agent.config.write_text(agent.config.read_text().replace(str(keys().root_file), root))
+        for path in json.loads(done.stdout)["packages"][:2]:
+            agent.install(Path(path))
+        agent.start()
+        text, label = tiny_base.ROWS[0]
+        found = said(cli("infer", "tiny", text, "--adapter", "boards", "--json", "--config", agent.config))
+        assert json.loads(found)["result"]["label"] == label and json.loads(found)["variant"] == "fp16"
+        assert agent.stop() == 0
+    (kept,) = (tmp_path / "second").rglob("*.proven")
+    assert kept.read_text() == (engines / kept.name).read_text()
+    assert list(engines.glob("*.timings")) and not list(kept.parent.glob("*.timings")), "a build leaves its timings"
 
 
 def test_the_same_moment_gives_the_same_packages(built, folder, monkeypatch):

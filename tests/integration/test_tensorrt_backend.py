@@ -18,9 +18,15 @@ import pytest
 from edge_agent.backends.api import AdapterSource, Done, Failed, Limits, LoadStage, SessionJob, Unavailable
 from edge_agent.backends.tensorrt import engine_cache
 from edge_agent.backends.tensorrt.engine_backend import RESIDENTS, TensorRtBackend
-from edge_agent.backends.tensorrt.engine_cache import ENGINES_BYTES, ENGINES_KEPT, EngineCache, device_key
+from edge_agent.backends.tensorrt.engine_cache import (
+    ENGINES_BYTES,
+    ENGINES_KEPT,
+    EngineCache,
+    device_key,
+)
 from edge_agent.base.errors import AdapterRefused, BackendError, EngineMissing, PackageError
-from edge_agent.base.runtimes import ENGINE_FOLDER_VARIABLE, TENSORRT_PYTHON_VARIABLE
+from edge_agent.base.runtimes import ENGINE_FOLDER_VARIABLE, ENGINE_ROLE, TENSORRT_PYTHON_VARIABLE
+from edge_agent.bundle.engine_files import engine_origin
 from edge_agent.bundle.onnx_graph import graph_metadata
 from edge_agent.client.request_client import RequestClient
 from edge_agent.mqtt.options import MqttOptions
@@ -105,7 +111,7 @@ def test_the_power_mode_is_a_part_of_the_key(tmp_path: Path) -> None:
     second = device_key(probe, tmp_path)
     assert first["power_mode"] == "pmode:0000 fmode:fanNull" and first != second
     cache = EngineCache(tmp_path)
-    assert cache.engine("ab", first, {}) != cache.engine("ab", second, {})
+    assert cache.engine(engine_origin("ab", first, {})) != cache.engine(engine_origin("ab", second, {}))
     assert cache.timings(first) != cache.timings(second)
 
 
@@ -122,19 +128,20 @@ def test_a_damaged_engine_is_built_again(graph: str, tmp_path: Path) -> None:
 def test_engines_that_nobody_uses_make_room_for_one_that_passed(tmp_path: Path) -> None:
     """Only then, and only where they are many and large."""
     cache = EngineCache(tmp_path)
-    paths = [cache.engine(str(number), {}, {}) for number in range(ENGINES_KEPT + 3)]
+    origins = [engine_origin(str(number), {}, {}) for number in range(ENGINES_KEPT + 3)]
+    paths = [cache.engine(origin) for origin in origins]
     for number, path in enumerate(paths):
         path.touch()
         os.utime(path, (number, number))
     cache.used(paths[0])
-    cache.judge(paths[0], passed=True)
+    cache.judge(paths[0], True, origins[0])
     assert set(tmp_path.glob("*.plan")) == set(paths), "small ones all stay"
     for number, path in enumerate(paths):
         os.truncate(path, ENGINES_BYTES // 4)  # sparse
         os.utime(path, (number, number))
     cache.used(paths[0])
     assert set(tmp_path.glob("*.plan")) == set(paths), "a load alone removes none: the new engine may be wrong"
-    cache.judge(paths[0], passed=True)
+    cache.judge(paths[0], True, origins[0])
     assert set(tmp_path.glob("*.plan")) == {paths[0], *paths[4:]} and cache.is_proven(paths[0])
 
 
@@ -153,6 +160,44 @@ def test_an_engine_is_unproven_until_it_was_judged(graph: str, tmp_path: Path) -
     assert not plans(tmp_path) and not list((tmp_path / "engines").glob("*.proven"))
     assert isinstance(answer(last), Done), "the session stays as it is"
     last.close()
+
+
+def moved(graph: str, folder: Path) -> tuple[dict[str, str], Path]:
+    """The proven engine of a graph, taken off its device: the files of a load that has it from a package."""
+    first = load(graph)
+    first.judge(passed=True)
+    first.close()
+    (built,) = plans(folder)
+    shipped = folder / "shipped.plan"
+    built.replace(shipped)
+    for path in (folder / "engines").iterdir():
+        path.unlink()
+    return {"model": graph, ENGINE_ROLE + built.stem: str(shipped)}, built
+
+
+def load_files(files: dict[str, str], **options: object):
+    return TensorRtBackend().load(files, {"max_rows": 8, "max_tokens": 24, "precision": "fp32", **options})
+
+
+def test_an_engine_in_the_package_is_taken_for_exactly_its_key(graph: str, tmp_path: Path) -> None:
+    files, engine = moved(graph, tmp_path)
+    session = load_files(files, build=False)  # which a load without an engine is refused
+    assert session.unproven, "its golden probes decide on every device anew"
+    assert isinstance(answer(session), Done) and engine.read_bytes() == (tmp_path / "shipped.plan").read_bytes()
+    session.close()
+    with pytest.raises(EngineMissing):
+        load_files(files, build=False, max_tokens=12)
+
+
+def test_an_engine_of_a_package_that_is_of_no_use_here_is_built_instead(graph: str, tmp_path: Path) -> None:
+    files, engine = moved(graph, tmp_path)
+    Path(files[ENGINE_ROLE + engine.stem]).write_bytes(b"of another GPU under this name")
+    session = load_files(files)
+    assert isinstance(answer(session), Done) and engine.stat().st_size > 1000
+    session.judge(passed=False)  # nor is the package's taken a second time
+    session.close()
+    with pytest.raises(EngineMissing):
+        load_files(files, build=False)
 
 
 @pytest.mark.parametrize("damaged", [False, True])

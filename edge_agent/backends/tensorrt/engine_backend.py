@@ -53,8 +53,9 @@ from edge_agent.backends.encoder_session import (
 from edge_agent.backends.tensorrt.engine_cache import EngineCache, device_key, graph_digest
 from edge_agent.backends.tensorrt.host_client import EngineHost
 from edge_agent.base.errors import AdapterRefused, BackendError, BackendMissing, EngineMissing, PackageError
-from edge_agent.base.runtimes import ENGINE_FOLDER_VARIABLE, TENSORRT_PYTHON_VARIABLE
+from edge_agent.base.runtimes import ENGINE_FOLDER_VARIABLE, ENGINE_ROLE, TENSORRT_PYTHON_VARIABLE
 from edge_agent.base.units import bytes_text
+from edge_agent.bundle.engine_files import engine_origin
 from edge_agent.bundle.onnx_graph import graph_metadata
 
 # max_rows, max_tokens: the largest batch; the engine is built for it. positions: of the adapter bank; 0 means as many
@@ -124,8 +125,13 @@ class TensorRtBackend(Backend):
             raise BackendError(
                 f"option 'precision' is {checked['precision']!r}, {' or '.join(_PRECISIONS)} are possible", "tensorrt"
             )
-        graph = EngineGraph(model_file(files, "tensorrt"), checked, self._tell)
+        graph = EngineGraph(model_file(files, "tensorrt"), checked, self._tell, shipped_engines(files))
         return EncoderSession(graph, checked["max_rows"], checked["max_tokens"])
+
+
+def shipped_engines(files: Mapping[str, str]) -> dict[str, Path]:
+    """Engines among the files of a load, by their key."""
+    return {role.removeprefix(ENGINE_ROLE): Path(path) for role, path in files.items() if role.startswith(ENGINE_ROLE)}
 
 
 def _host() -> EngineHost:
@@ -137,11 +143,18 @@ def _host() -> EngineHost:
 class EngineGraph(EncoderGraph):
     """An engine in its host, started again where the host has ended."""
 
-    def __init__(self, path: str, options: Mapping[str, Any], tell: Callable[[LoadStage], None] = _tell_nobody) -> None:
-        """`tell` is called while an engine is built."""
+    def __init__(
+        self,
+        path: str,
+        options: Mapping[str, Any],
+        tell: Callable[[LoadStage], None] = _tell_nobody,
+        shipped: Mapping[str, Path] | None = None,
+    ) -> None:
+        """`tell` is called while an engine is built; `shipped` are engines of the package by their key."""
         self.path = path
         self._options = options
         self._tell = tell
+        self._shipped = shipped or {}
         found = read_graph_metadata(_metadata_texts(path), options["base_id"], path)
         self.base_id, self.table_rows, self._spec = found
         self._positions = (options["positions"] or options["max_rows"]) if self._spec else 1
@@ -200,10 +213,20 @@ class EngineGraph(EncoderGraph):
                 f"{found['device']} has no kernels for INT8", self.path, "ship a variant tensorrt/fp16 for this board"
             )
         self._device = device_key(found)
-        engine = self._cache.engine(graph_digest(self.path), self._device, self._request())
-        if not engine.exists():
+        self._origin = engine_origin(graph_digest(self.path), self._device, self._request())
+        engine = self._cache.engine(self._origin)
+        if not engine.exists() and not self._took_shipped(engine):
             self._build(engine)
         return engine
+
+    def _took_shipped(self, engine: Path) -> bool:
+        """Whether the package has an engine for exactly this key, which could be copied."""
+        shipped = self._shipped.get(engine.stem)
+        if shipped is None:
+            return False
+        with contextlib.suppress(OSError):
+            return self._cache.take(engine, shipped)
+        return False
 
     @property
     def unproven(self) -> bool:
@@ -212,7 +235,7 @@ class EngineGraph(EncoderGraph):
 
     def judge(self, passed: bool) -> None:
         """See `Session.judge`."""
-        self._cache.judge(self._engine, passed)
+        self._cache.judge(self._engine, passed, self._origin)
 
     def _request(self) -> dict[str, Any]:
         """What the engine is built for, without paths."""
@@ -258,7 +281,7 @@ class EngineGraph(EncoderGraph):
         try:
             self._host.load(str(self._engine), names, self._positions, RESIDENTS if names else 1)
         except BackendError:
-            self._cache.delete(self._engine)
+            self._cache.refuse(self._engine)
             self._build(self._engine)
             self._host.close()
             self._host = _host()

@@ -14,10 +14,13 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from edge_agent.bundle.engine_files import engine_key
 
 ENGINES_KEPT, ENGINES_BYTES = 8, 2 << 30
 """Of the engine files the longest unused ones go while there are more than so many and they have more bytes than that
@@ -57,9 +60,22 @@ class EngineCache:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def engine(self, graph: str, device: Mapping[str, str], build: Mapping[str, Any]) -> Path:
-        """Where the engine of a graph (its digest) lies, built by these settings on this device; perhaps not yet."""
-        return self._folder / f"{_digest({'graph': graph, 'device': dict(device), 'build': dict(build)})}.plan"
+    def engine(self, origin: Mapping[str, Any]) -> Path:
+        """Where the engine of an `engine_origin` lies; perhaps not yet."""
+        return self._folder / f"{engine_key(origin)}.plan"
+
+    def take(self, engine: Path, shipped: Path) -> bool:
+        """Put an engine that came with the package where this device keeps its own, unproven. Not one whose probes did
+        not hold here before. Raises OSError."""
+        if _refusal(engine).exists():
+            return False
+        part = engine.with_suffix(".part")
+        try:
+            shutil.copyfile(shipped, part)
+            part.replace(engine)
+            return True
+        finally:
+            part.unlink(missing_ok=True)
 
     def timings(self, device: Mapping[str, str]) -> Path:
         """TensorRT's timing cache for this device."""
@@ -89,15 +105,24 @@ class EngineCache:
         """Whether the golden probes of an engine held."""
         return _proof(engine).exists()
 
-    def judge(self, engine: Path, passed: bool) -> None:
-        """The golden probes of an engine held, or did not: keep it and let others make room, or delete it."""
+    def judge(self, engine: Path, passed: bool, origin: Mapping[str, Any]) -> None:
+        """The golden probes of an engine held, or did not: keep it and let others make room, or delete it.
+
+        The proof says what the engine was built from and for, so that a package can carry both to other devices.
+        """
         if not passed:
-            self.delete(engine)
+            self.refuse(engine)
             return
         # Where this cannot be written the probes run again after the next load.
         with contextlib.suppress(OSError):
-            _proof(engine).touch()
+            _proof(engine).write_text(json.dumps(origin, sort_keys=True))
             self._make_room()
+
+    def refuse(self, engine: Path) -> None:
+        """Delete an engine that is of no use here, and do not take it from a package again."""
+        self.delete(engine)
+        with contextlib.suppress(OSError):
+            _refusal(engine).touch()
 
     def delete(self, engine: Path) -> None:
         """Remove an engine and what is known of it."""
@@ -119,6 +144,10 @@ class EngineCache:
 
 def _proof(engine: Path) -> Path:
     return engine.with_suffix(".proven")
+
+
+def _refusal(engine: Path) -> Path:
+    return engine.with_suffix(".refused")
 
 
 def _digest(value: Any) -> str:

@@ -116,7 +116,8 @@ def _variant_entry(
 ) -> Descriptor:
     file = "model" + source.weights.suffix
     weights = layout.blob(_checked(source.weights, file))
-    layers = _layers({file: (forms.WEIGHT, weights), **shared})
+    engines = {name: (forms.ENGINE, layout.blob(path)) for name, path in source.engines.items()}
+    layers = _layers({file: (forms.WEIGHT, weights), **shared, **engines})
     config = {
         "descriptor": {"name": model.name, "licenses": list(model.licences)},
         "modelfs": {"type": "layers", "diffIds": [layer.digest for layer in layers]},

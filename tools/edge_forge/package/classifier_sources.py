@@ -7,7 +7,7 @@ The base's package depends on the base and the bank's settings alone, so that re
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -38,6 +38,8 @@ class GraphVariant:
     digest: str
     figures: Mapping[str, Any] | None = None
     runtime: str = RUNTIME
+    engines: Mapping[str, Path] = field(default_factory=dict)
+    """Engines that devices built from it, by their place in a package."""
 
     @property
     def variant(self) -> str:
@@ -90,6 +92,7 @@ def variants(graphs: Sequence[GraphVariant], answers: bool = False) -> list[Vari
             accuracy=(graph.figures or {}).get("accuracy"),
             options={"precision": graph.dtype} if graph.runtime == TENSORRT else {},
             metrics=numbers(graph) | (drift_reference(graph) if answers else {}),
+            engines=graph.engines,
         )
         for graph in graphs
     ]

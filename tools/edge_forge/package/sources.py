@@ -30,6 +30,8 @@ class VariantSource:
     requires: Sequence[str] = ()
     options: Mapping[str, object] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    engines: Mapping[str, Path] = field(default_factory=dict)
+    """Engines that devices built from these weights, by their place in the package (`engine_files.engine_path`)."""
 
     def info(self) -> VariantInfo:
         """The annotation. Raises UsageError that names the wrong field."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from edge_agent.base.texts import Text
 from edge_forge.evaluate import probes
 from edge_forge.package import classifier_sources as sources
+from edge_forge.package import device_engines
 from edge_forge.package.classifier_sources import MERGED_FORM, MULTI_ADAPTER, GraphVariant
 from edge_forge.package.sources import ReleaseSource
 from edge_forge.plan.cache import StepResult, file_digest, write_json
@@ -129,6 +130,7 @@ class ClassifierPackages:
     def packed(self) -> dict[str, tuple[str, StepResult]]:
         """The unsigned packages: file name to (what it is, step), in the order of installation."""
         recipe, found = self.recipe, {}
+        self._check_engines()
         if self.exports.has_multi_adapter:
             digest = self.base_package.facts["index"].removeprefix("sha256:")[:8]
             found[f"{recipe.base.name}-{digest}.tar"] = ("base", self.base_package)
@@ -137,6 +139,13 @@ class ClassifierPackages:
             name = f"{recipe.merged_name}-v{recipe.package.version}.tar"
             found[name] = ("merged model", self.merged_package)
         return found
+
+    def _check_engines(self) -> None:
+        """Refuse engines that no package of the recipe would carry."""
+        exports = self.exports
+        if exports.engines:
+            made = (*(exports.bare_graphs if exports.has_multi_adapter else ()), *exports.merged_graphs)
+            device_engines.check_used(exports.engines, [graph.digest for graph in made])
 
     def _subject(self, graph: GraphVariant, adapter: Path | None, max_tokens: int) -> Any:
         from edge_forge.evaluate.measure_onnx import OnnxSubject
@@ -216,6 +225,7 @@ class ClassifierPackages:
         graphs, golden = parts
         inputs = {graph.variant: graph.digest for graph in graphs} | golden.digests(PROBES)
         inputs |= {"tokenizer": self.training.tokenizer_digest}
+        inputs |= {name: file_digest(path) for graph in graphs for name, path in graph.engines.items()}
         card = {} if product == self.recipe.base.name else {k: file_digest(v) for k, v in self.signer.card.items()}
         figures = [sources.numbers(graph) | sources.drift_reference(graph) for graph in graphs]
         packaged = self.signer.packaged_base if product == self.recipe.base.name else self.signer.packaged

@@ -46,6 +46,7 @@ class ClassifierPlan:
     def prepare(self) -> None:
         """Raise what is wrong with the data or the base before anything long begins."""
         self.training.check_inputs()
+        _ = self.exports.engines
         if self.teacher is not None:
             _ = self.teacher.exports.traced
         elif self.training.takes_seconds:

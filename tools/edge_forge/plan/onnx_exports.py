@@ -20,6 +20,7 @@ from edge_agent.base.texts import Text, characters
 from edge_agent.bundle.catalog import LOSS_LOW
 from edge_forge.data.classifier_rows import Row, sample
 from edge_forge.evaluate import gates
+from edge_forge.package import device_engines
 from edge_forge.package.classifier_sources import (
     LITERT,
     LOSS_HIGH,
@@ -28,6 +29,7 @@ from edge_forge.package.classifier_sources import (
     TENSORRT,
     GraphVariant,
 )
+from edge_forge.package.device_engines import DeviceEngine
 from edge_forge.plan.cache import StepResult
 from edge_forge.plan.classifier_training import ClassifierTraining
 from edge_forge.plan.step_runner import runtime_versions
@@ -344,10 +346,17 @@ class OnnxExports:
             graphs.append(_graph(MULTI_ADAPTER, "int8", self.base_formats, "int8.onnx"))
         return (*graphs, *self._tensorrt_graphs(MULTI_ADAPTER, self.base_for_tensorrt))
 
+    @cached_property
+    def engines(self) -> tuple[DeviceEngine, ...]:
+        """Engines that devices built of graphs that this recipe made before. Raises ConfigError."""
+        named = self.recipe.quantize.tensorrt_engines
+        return device_engines.read(self.steps.recipe_dir / Path(named).expanduser()) if named else ()
+
     def _tensorrt_graphs(self, form: str, entry: StepResult | None) -> Iterator[GraphVariant]:
         for name in entry.facts["made"] if entry is not None else ():
             assert entry is not None  # noqa: S101 - names come from it
             graph = dataclasses.replace(_graph(form, name, entry, f"{name}.onnx"), runtime=TENSORRT)
+            graph = dataclasses.replace(graph, engines=device_engines.of_graph(self.engines, graph.digest))
             told = {"range": f"{self.recipe.base.name}: {entry.facts['float16']}"} if name == "fp16" else {}
             yield dataclasses.replace(graph, figures=told)
 

@@ -148,6 +148,9 @@ class OnnxQuantizeSection(Section, frozen=True, kw_only=True, forbid_unknown_fie
     tensorrt: tuple[Dtype, ...] = ()
     """Formats of further variants for TensorRT on a Jetson, with the same adapters; empty: none. INT8 is not for a
     Nano. They are judged by an emulation on this host; the golden probes decide on the device."""
+    tensorrt_engines: str = ""
+    """A folder of engines that devices built from those variants and proved (KEY.plan, KEY.proven); a package carries
+    them to devices of the same kind."""
     litert: tuple[LiteRtDtype, ...] = ()
     """Formats of further variants of the merged model for LiteRT, which has no adapters; empty: none."""
     max_loss_points: NotNegative = 0.5
@@ -297,8 +300,17 @@ def _check_relations(recipe: ClassifierRecipe, where: str) -> None:
             "export.bank_tokens", f"the base takes {recipe.export.bank_tokens} tokens, the task {task.max_tokens}",
             f"set bank_tokens = {task.max_tokens}, or banked = false",
         )  # fmt: skip
+    _check_formats(recipe, wrong)
+
+
+def _check_formats(recipe: ClassifierRecipe, wrong: Callable[..., ConfigError]) -> None:
     if "fp32" not in recipe.quantize.variants:
         raise wrong("quantize.variants", "fp32 must be among them: the others are measured against it")
+    if recipe.quantize.tensorrt_engines and not recipe.quantize.tensorrt:
+        raise wrong(
+            "quantize.tensorrt_engines", "there are no variants for TensorRT that they could belong to",
+            'set tensorrt = ["fp16"], or leave tensorrt_engines out',
+        )  # fmt: skip
     if recipe.quantize.litert and not recipe.export.merged:
         raise wrong(
             "quantize.litert", "LiteRT takes no adapters: its variants are of the merged model, which is switched off",

@@ -160,7 +160,7 @@ def check_names(recipe: CommonRecipe, where: str) -> None:
 _PLACES = {
     ("base", "source"), ("data", "train"), ("data", "validation"), ("data", "test"), ("package", "keys"),
     ("diagnose", "similarity"), ("diagnose", "earlier"), ("diagnose", "text"), ("diagnose", "pairs"),
-    ("compress", "unlabelled"),
+    ("compress", "unlabelled"), ("quantize", "tensorrt_engines"),
 }  # fmt: skip
 RECIPE_BYTES = MIB
 # A key in so many parts, written bare or in quotes: the parser's time grows with the square of their number (20,000
