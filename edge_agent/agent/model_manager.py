@@ -126,15 +126,17 @@ class ModelManager:
         A model that returns while its worker still finishes is served by that worker again: two served models of one
         name would promise its memory twice.
         """
-        active = {model.name: self._answering(model) for model in self._to_serve()}
-        for served in [served for name, served in self.served_models.items() if name not in active]:
+        installed = {model.name: model for model in self._to_serve()}
+        for served in [served for name, served in self.served_models.items() if name not in installed]:
             del self.served_models[served.name]
             self._leaving[served.name] = served
             served.remove()
             self._builds.give_up(served)
-        for name in self._leaving.keys() & active.keys():
+        for name in self._leaving.keys() & installed.keys():
             self.served_models[name] = self._leaving.pop(name)
             self.served_models[name].lifecycle.come_back()
+        # Only now: one that returns may be waiting for an engine.
+        active = {name: self._answering(model) for name, model in installed.items()}
         new = [ServedModel(model) for name, model in active.items() if name not in self.served_models]
         for served in new:
             load_s = self.ledger.load_s(served.model.variant.digest)
@@ -271,6 +273,7 @@ class ModelManager:
         why = "the package has no variant on this device that could answer meanwhile"
         if fallback is not None:
             why = await self._no_room_for_both(served, fallback, evict)
+        self._check_may_load(served)  # it may have been removed meanwhile
         now_s = self._context.clock.monotonic_s()
         served.fallback.engine_missing(wanted, None if why else fallback, why, now_s)
         if fallback is None or why:

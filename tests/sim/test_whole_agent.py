@@ -101,6 +101,7 @@ REGRESSIONS = {
     1613: "after the process stood still for 40 s a model rested for minutes from a step that had not taken so long",
     204: "closed for heat for ever at 25 °C: a sensor that repeats itself allowed nothing, and nothing moved it",
     352: "requests past their deadline filled the queue while a load hung",
+    548: "a model that was removed while it was loaded, and came back, waited for two engines: its serving loop ended",
     1218: "a load during which the process stood still kept all who would not wait as long out for ever",
 }
 

@@ -100,6 +100,27 @@ def test_requests_without_end_see_one_change_and_no_failure() -> None:
     Device.run(scenario, model(GRAPH), plan=plan(compute_s=0.2))
 
 
+def test_a_model_that_returns_while_it_waits_for_an_engine_is_answered_by_the_fallback() -> None:
+    """Seed 548: it came back with the chosen variant, whose load looked for an engine a second time."""
+
+    async def scenario(device: Device) -> None:
+        await device.ask("1", deadline_s=20.0)
+        await later(0.1)
+        served = device.served()
+        device.library.remove("m")
+        device.watch.tick()
+        assert served.lifecycle.is_removed and served.fallback.state is FallbackState.CHOSEN
+        served.fallback.engine_missing(ENGINE, GRAPH, "", device.clock.monotonic_s())
+        device.library.install(model(GRAPH))
+        device.watch.tick()
+        assert device.served() is served and served.model.variant.digest == GRAPH.digest
+        answering(device).finish()
+        await later(0.1)
+        assert device.status("1") == 200 and device.server.fault is None
+
+    Device.run(scenario, model(GRAPH), plan=plan(compute_s=None))
+
+
 @pytest.mark.parametrize("others", [(), (GRAPH,)])
 def test_without_a_fallback_or_memory_for_both_the_engine_is_built_first(others: tuple[Any, ...]) -> None:
     async def scenario(device: Device) -> None:
