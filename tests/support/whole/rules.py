@@ -12,6 +12,7 @@ from edge_agent.core.governor import GovernorLevel
 from edge_agent.core.job import JobState
 from edge_agent.core.model_lifecycle import MAY_HAVE_WORKER
 from edge_agent.core.request_table import ANSWERS_BYTES
+from edge_agent.protocol.topics import SELF
 from tests.support.whole.clients import DEVICE, PREFIX
 from tests.support.whole.lives import outlived
 
@@ -67,8 +68,11 @@ class Rules:
         world = self._world
         for job in world.ledger.open_jobs():
             self._say("open", f"{job.key} is still open: {job.state.value}, due {job.deadline_s:.3f}")
-        if world.broker.unacknowledged:
-            self._say("unacknowledged", f"{world.broker.unacknowledged} messages are not acknowledged")
+        # The device's message to itself may be on its way at this very moment (seed 599); one that stays out degrades
+        # the status.
+        held = [one.topic for one in world.broker.held_messages() if not one.topic.endswith(f"/{SELF}")]
+        if held:
+            self._say("unacknowledged", f"{len(held)} messages are not acknowledged: {held[:3]}")
         if world.broker.connection is None:
             self._say("disconnected", "the link is down though the broker is up")
         if len(world.spool):
