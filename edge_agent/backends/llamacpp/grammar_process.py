@@ -60,6 +60,9 @@ RECEIVED: Final = 1 << 16
 """Bytes that are read at once."""
 KEPT = 16
 """Compiled grammars that are kept for the next request with the same text."""
+CROWDED_BYTES: Final = MEMORY_BYTES // 3
+"""Memory beyond the vocabulary's from which compiled grammars are not kept: the states that answers find stay with
+their grammar, up to 60 MiB of them."""
 SPECIAL = b"\xff"
 """Before the text of a token that is no text (end of answer, turn marks)."""
 WORDS_SHOWN = 160
@@ -114,12 +117,17 @@ class _Words:
 
 
 class Matching:
-    """One answer under its grammar. `by_pattern`: its names may follow a pattern."""
+    """One answer under its grammar. `by_pattern`: its names may follow a pattern; `renewed`: the number of its tokens
+    when its grammar was last compiled anew for it, -1 for never."""
 
-    def __init__(self, matcher: Any, guarded: bool, by_pattern: bool = False) -> None:
+    def __init__(self, kind: str, text: str, matcher: Any) -> None:
+        self.kind = kind
+        self.text = text
         self.matcher = matcher
-        self.by_pattern = by_pattern
-        self.so_far = JsonText() if guarded else None
+        self.by_pattern = kind == "json_schema" and "patternProperties" in text
+        self.so_far = JsonText() if kind == "json_schema" else None
+        self.tokens: list[int] = []
+        self.renewed = -1
 
     def write(self, word: bytes) -> None:
         """Follow the JSON text. Raises Repeated."""
@@ -130,9 +138,13 @@ class Matching:
 class Grammars:
     """Everything in this process: the vocabulary, compiled grammars, and the answers that follow one."""
 
-    def __init__(self, tokens: Sequence[bytes], ends: Sequence[int]) -> None:
+    def __init__(
+        self, tokens: Sequence[bytes], ends: Sequence[int], on_token: Callable[[], object] = lambda: None
+    ) -> None:
+        """`on_token` is called before each token that an answer has already and that is followed once more."""
         import llguidance
 
+        self._on_token = on_token
         self._library: Any = llguidance
         self._words = tokens
         self._vocabulary = llguidance.LLTokenizer(
@@ -144,6 +156,7 @@ class Grammars:
         self._open: dict[int, Matching] = {}
         self._escapes = [token for token, word in enumerate(tokens) if (len(word) - len(word.rstrip(b"\\"))) % 2]
         self._bytes: Any = None
+        self._bytes_at_start = _held_bytes()
 
     def check(self, kind: str, text: str) -> None:
         """Compile a grammar. Raises GrammarRefused."""
@@ -151,9 +164,10 @@ class Grammars:
 
     def open(self, number: int, kind: str, text: str, taken: Sequence[int]) -> None:
         """Begin an answer, or go on with one that has these tokens. Raises GrammarRefused."""
-        matching = Matching(self._compile(kind, text).deep_copy(), kind == "json_schema", "patternProperties" in text)
-        self._open[number] = matching
+        self._open[number] = matching = Matching(kind, text, self._compile(kind, text).deep_copy())
         for token in taken:
+            self._on_token()
+            self._mask_of(matching)
             self.take(number, token)
 
     def take(self, number: int, token: int) -> None:
@@ -163,19 +177,20 @@ class Grammars:
             matching.write(self._words[token])
         except Repeated as error:
             raise GrammarRefused(f"the answer gives {error}") from error
-        if not matching.matcher.consume_token(token):
+        fits = matching.matcher.consume_token(token)
+        if not fits and self._renew(matching):
+            matching.matcher.compute_bitmask()
+            fits = matching.matcher.consume_token(token)
+        if not fits:
             self._raise(matching.matcher, "the token that was drawn does not fit")
+        matching.tokens.append(token)
 
     def mask(self, number: int) -> tuple[bytes, int]:
         """(mask, state) of what may follow. Raises GrammarRefused where the grammar costs too much."""
         matching = self._open[number]
-        matcher = matching.matcher
-        if matcher.is_stopped() and not matcher.is_error():
+        if matching.matcher.is_stopped() and not matching.matcher.is_error():
             return b"", State.ENDED
-        found = matcher.compute_bitmask()
-        if matcher.is_error():
-            self._raise(matcher, "no text fits behind what the answer has")
-        kept = bytearray(found)
+        kept = bytearray(self._mask_of(matching))
         if matching.so_far is not None:
             for token in self._guard.barred(matching.so_far):
                 kept[token >> 3] &= ~(1 << (token & 7))
@@ -184,6 +199,33 @@ class Grammars:
         if not kept.lstrip(b"\0"):  # `any` would take 0.2 ms where only the last of 150,000 tokens are allowed
             raise GrammarRefused("no text fits behind what the answer has")
         return bytes(kept), State.GOES
+
+    def _mask_of(self, matching: Matching) -> bytes:
+        """llguidance's mask, which also gives the next token its fuel. Raises GrammarRefused."""
+        found = matching.matcher.compute_bitmask()
+        if matching.matcher.is_error() and self._renew(matching):
+            found = matching.matcher.compute_bitmask()
+        if matching.matcher.is_error():
+            self._raise(matching.matcher, "no text fits behind what the answer has")
+        return bytes(found)
+
+    def _renew(self, matching: Matching) -> bool:
+        """Whether an answer whose grammar met a limit follows a newly compiled one now. States belong to a compiled
+        grammar, and other answers may have used them up; what one answer needs may still be too much. An answer gets
+        another only when it has twice the tokens, so that each is followed again twice at most, on average."""
+        costly = _costly(matching.matcher.get_error())
+        if costly:
+            self._compiled.pop((matching.kind, matching.text), None)
+        if not costly or len(matching.tokens) < 2 * matching.renewed or matching.renewed == 0:
+            return False
+        matching.renewed = len(matching.tokens)
+        matching.matcher = self._compile(matching.kind, matching.text).deep_copy()
+        for token in matching.tokens:
+            self._on_token()
+            matching.matcher.compute_bitmask()
+            if not matching.matcher.consume_token(token):
+                return False
+        return True
 
     def _bar_escapes(self, matching: Matching, kept: bytearray) -> None:
         r"""Take out tokens that begin an escape in a name by a pattern, where only \u could follow."""
@@ -199,7 +241,11 @@ class Grammars:
     def fits(self, kind: str, text: str, tokens: Sequence[int]) -> bool:
         """Whether these tokens are a whole answer under a grammar. Raises GrammarRefused."""
         matcher = self._compile(kind, text).deep_copy()
-        if matcher.try_consume_tokens(list(tokens)) < len(tokens) or not matcher.is_accepting():
+        for token in tokens:
+            matcher.compute_bitmask()  # as answers are drawn: the mask gives the token its fuel
+            if not matcher.try_consume_tokens([token]):
+                return False
+        if not matcher.is_accepting():
             return False
         if kind != "json_schema":
             return True
@@ -215,6 +261,8 @@ class Grammars:
 
     def _compile(self, kind: str, text: str) -> Any:
         key = (kind, text)
+        if _held_bytes() - self._bytes_at_start > CROWDED_BYTES:
+            self._compiled.clear()
         found = self._compiled.pop(key, None)
         if found is None:
             found = self._compile_new(kind, text)
@@ -374,7 +422,7 @@ class Server:
     def _do(self, operation: str, rest: list[Any]) -> tuple[bytes, int, str]:
         if self._grammars is None:
             signal.setitimer(signal.ITIMER_PROF, 0.0)  # a large vocabulary takes seconds on a board
-            self._grammars = Grammars(*rest)
+            self._grammars = Grammars(*rest, on_token=_token_time)
             _limit_memory()
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what Rust writes when it ends by a limit
             return b"", State.GOES, ""
@@ -432,10 +480,20 @@ _OPERATIONS: Mapping[str, Callable[[Grammars, list[Any]], tuple[bytes, int]]] = 
 }
 
 
+def _held_bytes() -> int:
+    """Address space of this process."""
+    with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 (pathlib costs memory for one line)
+        return int(file.read().split()[0]) * resource.getpagesize()
+
+
+def _token_time() -> None:
+    """Each token has its own time: an answer that is followed once more has paid for it before."""
+    signal.setitimer(signal.ITIMER_PROF, TOKEN_S)
+
+
 def _limit_memory() -> None:
     """Let an allocation beyond the limit fail, which ends this process and no other."""
-    with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 (pathlib costs memory for one line)
-        held = int(file.read().split()[0]) * resource.getpagesize()
+    held = _held_bytes()
     with contextlib.suppress(OSError, ValueError):  # a unit may forbid the call; then its own memory limit remains
         resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY_BYTES, held + MEMORY_BYTES))
 
