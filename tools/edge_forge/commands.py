@@ -49,6 +49,8 @@ def open_plan(arguments: argparse.Namespace, path: Path | None = None, progress:
     with lines_named(file, overlay):
         recipe = kind.recipe.parse(document, str(file), os.environ)
     progress = progress or Progress(quiet=arguments.quiet)
+    for key, remedy in schema.idle_keys(document):
+        progress.warn(f"{file}: {key} has no effect any more ({remedy})")
     cache = Cache(arguments.build or project_root(file) / "build", progress)
     return Opened(kind, kind.plan(recipe, file.resolve().parent, cache, progress), file)
 

@@ -73,7 +73,7 @@ def test_a_variable_without_value_and_default_is_named():
         ({"trian": {}}, ["unknown key 'trian'", "did you mean 'train'?"]),
         ({"train": {"epoch": 3}}, ["unknown key 'train.epoch'", "did you mean 'epochs'?"]),
         ({"train": {"rank": 8}}, ["unknown key 'train.rank'", "belongs into [method]"]),
-        ({"quantize": {"int8": "dynamic"}}, ["unknown key 'quantize.int8'", "one form", "delete the line"]),
+        ({"quantize": {"int8": "best-of-all"}}, ["unknown key 'quantize.int8'", "one form", "delete the line"]),
         ({"package": {"zzz": 1}}, ["unknown key 'package.zzz'", "known keys of [package]: version"]),
         ({"task": {"max_tokens": "many"}}, ["task.max_tokens", "expected 'int', got 'str'"]),
         ({"task": {"max_tokens": 4}}, ["task.max_tokens", ">= 8, not 4"]),
@@ -119,6 +119,15 @@ def test_each_mistake_is_named(tables, words):
     message = refused(**tables)
     for word in words:
         assert word in message
+
+
+def test_a_key_without_effect_any_more_is_a_warning_where_nothing_else_was_asked_for():
+    tables = {"quantize": {"int8": "dynamic", "calibration_rows": 64}, "method": {"use_dora": False}}
+    assert parse({**GOOD, **tables}, "r", {}) == parse(GOOD, "r", {})
+    found = dict(recipe_form.idle_keys(tables))
+    assert list(found) == ["quantize.int8", "quantize.calibration_rows", "method.use_dora"]
+    assert "delete the line" in found["quantize.int8"]
+    assert recipe_form.idle_keys({"quantize": [], "method": {"use_dora": True}, "name": "x"}) == []
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 10**400, [float("-inf")]])

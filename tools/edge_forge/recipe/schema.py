@@ -11,7 +11,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -224,6 +224,7 @@ def convert(
     raw: Mapping[str, Any], where: str, environment: Mapping[str, str], schema: RecipeSchema, kind: type[R]
 ) -> R:
     """A document as a recipe of `schema`; what single keys do not show to be wrong is the caller's to check."""
+    raw = _without_idle(raw)
     _refuse_unknown(raw, where, schema)
     _check_numbers(raw, where)
     expanded = {
@@ -351,6 +352,33 @@ _GONE = {
     ("method", "use_dora"): 'it is a method of its own: write name = "dora"',
 }
 """Keys that recipes had before, and what to do with the line."""
+_IDLE: Mapping[tuple[str, str], Callable[[Any], bool]] = {
+    ("quantize", "int8"): lambda value: value in ("best", "dynamic", "static"),
+    ("quantize", "calibration_rows"): lambda value: type(value) is int,
+    ("method", "use_rslora"): lambda value: value is False,
+    ("method", "use_dora"): lambda value: value is False,
+}
+"""Which of their values a recipe may still have: those without which it asks for nothing else than it gets."""
+
+
+def idle_keys(raw: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(key, what to do with its line) of keys that have no effect any more, for a warning."""
+    return [
+        (f"{section}.{key}", _GONE[section, key]) for section, key in _IDLE if _is_idle(section, key, raw.get(section))
+    ]
+
+
+def _is_idle(section: str, key: str, table: Any) -> bool:
+    return isinstance(table, dict) and key in table and (section, key) in _IDLE and _IDLE[section, key](table[key])
+
+
+def _without_idle(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {
+        section: {key: value for key, value in table.items() if not _is_idle(section, key, table)}
+        if isinstance(table, dict)
+        else table
+        for section, table in raw.items()
+    }
 
 
 def _suggestion(key: str, section: str, schema: RecipeSchema) -> str:
