@@ -8,7 +8,7 @@ import pytest
 from edge_agent.base.errors import ConfigError, EdgeError, UsageError
 from edge_forge import trials
 from edge_forge.report import methods_table
-from edge_forge.report.blocks import Table
+from edge_forge.report.blocks import Paragraph, Table
 
 
 class Recipe(msgspec.Struct, frozen=True):
@@ -124,3 +124,13 @@ def test_the_table_holds_what_was_measured():
     assert (cells["accuracy"], cells["±"], cells["INT8 loss"], cells["FP16 loss"]) == ("0.9100", "0.0248", "+0.50", "–")
     assert (cells["INT8 p50"], cells["INT8 p99"], cells["file"]) == ("4.0 ms", "9.0 ms", "700.0 KiB adapter")
     assert table.rows[1][table.columns.index("file")] == "23.0 MiB model"
+
+
+@pytest.mark.parametrize(("tried", "said"), [((), True), ((1e-3,), True), ((1e-3, 3e-3), False)])
+def test_the_recommendation_says_where_step_sizes_were_not_searched(tried, said):
+    sizes = [{"learning_rate": rate, "validation": 0.9} for rate in tried]
+    searched = [{"learning_rate": rate, "validation": 0.9} for rate in (1e-3, 3e-3)]
+    runs = {"t lora": run("lora", GOOD, 60) | {"step_sizes": searched},
+            "t full": run("full", GOOD, 90, False) | {"step_sizes": sizes}}  # fmt: skip
+    advice = [one.text for one in methods_table.blocks_of(runs) if isinstance(one, Paragraph)][-1]
+    assert advice.startswith("**Take") and (methods_table.UNSEARCHED in advice) == said

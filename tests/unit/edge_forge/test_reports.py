@@ -189,6 +189,7 @@ def test_a_comparison_recommends_by_what_the_rows_show_and_what_a_task_costs(rig
     assert advice in text
     assert "`toy full` is " in text and "points beside `toy lora` (95 % interval " in text
     assert "a further task adds a file of 1.0 MiB to a device that has the base, and shares its memory" in text
+    assert "No step size was searched" in text
     assert "a fully tuned model adds 1000 B (int8) and 2.9 KiB of memory of its own" in text
 
 

@@ -408,7 +408,7 @@ def _advice(runs: Runs) -> Iterator[str]:
             advice = "the rows show that LoRA is better: take LoRA"
         else:
             advice = "the rows cannot tell them apart: take LoRA"
-        yield f"{told}; {advice}. {costs_more}"
+        yield f"{told}; {advice}. {costs_more} {methods_table.UNSEARCHED}"
 
 
 def _pairs(runs: Runs) -> Iterator[tuple[str, str]]:

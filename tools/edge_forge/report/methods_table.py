@@ -20,6 +20,11 @@ from edge_forge.train.methods import ADAPTER, METHODS
 _NEAR = 0.003
 """A run whose mean accuracy is at most so far below the best one's is as good, where seeds do not show more."""
 
+UNSEARCHED = (
+    "No step size was searched for each of them (`--step-sizes`): a method that looks worse may only have had the "
+    "wrong one."
+)
+
 
 class Spread(NamedTuple):
     """Mean and half the 95 % interval (Student's) of a few runs; NaN of one run."""
@@ -56,7 +61,8 @@ def blocks_of(runs: Runs) -> Iterator[Block]:
     )  # fmt: skip
     yield Paragraph(steps_said(runs))
     yield Heading("What to choose")
-    yield Paragraph(recommendation(runs))
+    searched = len(runs) == 1 or all(len(figures.get("step_sizes") or ()) > 1 for figures in runs.values())
+    yield Paragraph(recommendation(runs) if searched else f"{recommendation(runs)} {UNSEARCHED}")
 
 
 def _cells(figures: Mapping[str, Any]) -> list[str]:
