@@ -45,12 +45,13 @@ def test_the_graph_of_a_family_is_pytorchs_at_every_length_with_any_adapter(fami
 def check_formats(folder):
     """INT8 (with and without a bank) and FP16 of the traced graph are near it, and all that is said of them is JSON."""
     encoder, tokenizer = folder / "traced" / "encoder.onnx", folder / "base" / "tokenizer.json"
-    merged = quantize.make(encoder_path=encoder, out_dir=folder / "merged", tokenizer_path=tokenizer, max_tokens=TOKENS)
+    reading = quantize.Reading(TOKENS)
+    merged = quantize.make(encoder_path=encoder, out_dir=folder / "merged", tokenizer_path=tokenizer, reading=reading)
     record = metadata(onnx.load(folder / "banked" / "model.onnx"), KEY)
     modules = [site["module"] for site in record["sites"]]
     int8 = quantize.make(
         encoder_path=encoder, out_dir=folder / "int8", tokenizer_path=tokenizer, formats=[quantize.INT8],
-        max_tokens=TOKENS, bank=(BANK, modules),
+        reading=reading, bank=(BANK, modules),
     )  # fmt: skip
     json.dumps(merged.half._asdict(), allow_nan=False)
     wanted = features(encoder, tokenizer)

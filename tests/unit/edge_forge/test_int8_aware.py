@@ -1,5 +1,8 @@
 """Training in INT8's arithmetic: it computes what the exported INT8 graph does, and learns through the rounding."""
 
+import json
+import shutil
+
 import numpy as np
 import onnx
 import pytest
@@ -15,6 +18,7 @@ from edge_forge.export.onnx import quantize
 from edge_forge.export.onnx.graph import metadata
 from edge_forge.export.onnx.inject import KEY
 from edge_forge.models.encoder import open_encoder
+from edge_forge.models.sentence_pooling import prompt_of
 from edge_forge.train import generator_settings, int8_aware
 from edge_forge.train.frozen_states import encode, padded
 from edge_forge.train.lora import apply_adapter, save_adapter
@@ -58,7 +62,7 @@ def test_a_model_in_this_arithmetic_computes_the_banked_int8_graph_with_an_adapt
     )  # fmt: skip
     made = quantize.make(
         encoder_path=tmp_path / "traced" / "encoder.onnx", out_dir=tmp_path / "int8", formats=[quantize.INT8],
-        tokenizer_path=wide_base / "tokenizer.json", max_tokens=16, bank=(BANK, banked.modules),
+        tokenizer_path=wide_base / "tokenizer.json", reading=quantize.Reading(16), bank=(BANK, banked.modules),
     )  # fmt: skip
     subject = measure.OnnxSubject(
         made.paths["int8"], wide_base / "tokenizer.json", 16, tmp_path / "adapter.safetensors", BASE_ID, threads=1,
@@ -99,6 +103,26 @@ def test_the_same_channels_are_apart_as_in_the_graph(wide_base, tmp_path):
     assert (WIDE,) in own
 
 
+def test_general_texts_are_read_with_the_bases_prompt_and_cut_as_in_the_graph(wide_base, tmp_path):
+    folder = shutil.copytree(wide_base, tmp_path / "prompted")
+    modules = [("0", "", "Transformer"), ("1", "1_Pooling", "Pooling")]
+    (folder / "modules.json").write_text(json.dumps(
+        [{"idx": at, "name": name, "path": path, "type": f"sentence_transformers.models.{kind}"}
+         for at, (name, path, kind) in enumerate(modules)]))  # fmt: skip
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    (folder / "config_sentence_transformers.json").write_text(
+        json.dumps({"prompts": {"query": "please turn it on "}, "default_prompt_name": "query"})
+    )
+    read = sorted(encode(folder, BASE_TEXTS, 12)[0], key=len)
+    prompt = prompt_of(folder)
+    found = [row[mask == 1] for feed in quantize.feeds(BASE_TEXTS, folder / "tokenizer.json", 12, prompt)
+             for row, mask in zip(feed["input_ids"], feed["attention_mask"], strict=True)]  # fmt: skip
+    assert prompt and max(map(len, found)) == 12
+    assert [row.tolist() for row in found] == [row.tolist() for row in read]
+    assert min(map(len, read)) > min(map(len, encode(wide_base, BASE_TEXTS, 12)[0]))
+
+
 def test_codes_are_those_of_a_tokens_largest_value_and_gradients_pass():
     x = torch.tensor([[[2.0, -1.0, 0.3, 50.0], [0.0, 0.0, 0.0, 9.0]]], requires_grad=True)
     stays = torch.tensor([1.0, 1.0, 1.0, 0.0])
@@ -124,10 +148,21 @@ def test_a_weight_that_is_trained_has_new_codes_in_every_step(wide_base):
     with torch.no_grad():
         linear.weight.mul_(2.0)
     assert torch.allclose(linear(x) - linear.bias, 2 * (before - linear.bias), atol=1e-4)
-    linear.requires_grad_(False)
-    frozen = linear(x)
-    assert torch.equal(frozen, linear(x))
     assert isinstance(linear, nn.Linear)
+
+
+def test_codes_of_a_weight_that_is_not_trained_are_made_once(wide_base, monkeypatch):
+    encoder = open_encoder(wide_base)
+    int8_aware.compute_in_int8(encoder, wide_base, 16)
+    linear = encoder.model.get_submodule("encoder.layer.0.output.dense")
+    made, by_row = [], int8_aware.by_row
+    monkeypatch.setattr(int8_aware, "by_row", lambda weight: made.append(1) or by_row(weight))
+    x = torch.randn(1, 2, linear.in_features, generator=torch.Generator().manual_seed(1))
+    for trained, wanted in ((True, 2), (False, 1)):
+        linear.requires_grad_(trained)
+        made.clear()
+        first, second = linear(x), linear(x)
+        assert torch.equal(first, second) and len(made) == wanted
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -15,7 +15,7 @@ RECIPE = {
 }  # fmt: skip
 
 
-def settings(step: str, max_tokens: int, seed: int = 17) -> Any:
+def settings(step: str, max_tokens: int, seed: int = 17, prompt: str = "") -> Any:
     """Of a step on the same float graph, which texts of `max_tokens` tokens at most calibrate."""
     recipe = classifier_recipe.parse({**RECIPE, "data": {"train": "t.tsv", "seed": seed}}, "r", {})
     found: list[Any] = []
@@ -27,8 +27,9 @@ def settings(step: str, max_tokens: int, seed: int = 17) -> Any:
         return dict.fromkeys(names, "same")
 
     training: Any = SimpleNamespace(
-        recipe=recipe, steps=SimpleNamespace(run=run, recipe_dir=Path()), data_step=SimpleNamespace(digests=digests)
-    )
+        recipe=recipe, steps=SimpleNamespace(run=run, recipe_dir=Path()), data_step=SimpleNamespace(digests=digests),
+        prompt=prompt,
+    )  # fmt: skip
     exports = OnnxExports(training)
     entry = SimpleNamespace(digests=digests, facts={"max_tokens": max_tokens, "modules": []})
     vars(exports).update(base_export=entry, merged_export=entry)
@@ -37,8 +38,9 @@ def settings(step: str, max_tokens: int, seed: int = 17) -> Any:
 
 
 @pytest.mark.parametrize("step", ["base_formats", "merged_formats", "base_for_tensorrt", "merged_for_tensorrt"])
-def test_the_length_of_the_texts_that_calibrate_is_part_of_the_key(step: str) -> None:
+def test_how_the_texts_that_calibrate_are_read_is_part_of_the_key(step: str) -> None:
     assert settings(step, 128) == settings(step, 128) != settings(step, 512)
+    assert settings(step, 128) != settings(step, 128, prompt="query: ")
 
 
 def test_the_sample_of_texts_that_fp16_must_hold_is_part_of_the_key() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_agent.base.errors import ConfigError
+from edge_agent.base.texts import Text
 
 if TYPE_CHECKING:
     import torch
@@ -117,6 +118,11 @@ def read(base_dir: Path) -> PoolingPlan:
 def prompt_of(base_dir: Path) -> str:
     """The prompt that stands before every text of this base; '' for none. Raises ConfigError."""
     return _prompt(base_dir) if (base_dir / MODULES).is_file() else ""
+
+
+def after_prompt(prompt: str, text: Text) -> Text:
+    """The text with the base's prompt before it; of a pair before its first text."""
+    return prompt + text if isinstance(text, str) else (prompt + text[0], text[1])
 
 
 def files(base_dir: Path) -> tuple[str, ...]:

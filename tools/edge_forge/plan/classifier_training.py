@@ -300,6 +300,9 @@ class ClassifierTraining:
         the form that the method's result has."""
         self.check_inputs()
         settings, base, rows = self.recipe.training, self.base, self.data
+        if settings.precision == presets.INT8:
+            tokens = self.bank_tokens if self.has_adapter_package else settings.max_tokens
+            settings = dataclasses.replace(settings, calibration_tokens=tokens)
         inputs = {
             "base": base.base_id, "tokenizer": self.tokenizer_digest,
             **self.data_step.digests("train.jsonl", "validation.jsonl"),

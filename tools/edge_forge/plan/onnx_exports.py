@@ -131,15 +131,15 @@ class OnnxExports:
         if "int8" not in self.recipe.quantize.variants:
             return None
         entry = self.base_export
-        settings = {"formats": ["int8"], "bank": self.bank, "max_tokens": entry.facts["max_tokens"]}
+        settings = {"formats": ["int8"], "bank": self.bank, **self._calibration(entry)}
 
         def work(folder: Path) -> Mapping[str, Any]:
             from edge_forge.export.onnx.export_graphs import Bank
-            from edge_forge.export.onnx.quantize import make
+            from edge_forge.export.onnx.quantize import Reading, make
 
             made = make(
                 encoder_path=entry.path("encoder.onnx"), out_dir=folder, tokenizer_path=entry.path("tokenizer.json"),
-                formats=["int8"], max_tokens=entry.facts["max_tokens"],
+                formats=["int8"], reading=Reading(**self._calibration(entry)),
                 bank=(Bank(**self.bank), entry.facts["modules"]),
             )  # fmt: skip
             return {"made": sorted(made.paths)}
@@ -156,14 +156,14 @@ class OnnxExports:
         formats = [name for name in ("int8", "fp16") if name in self.recipe.quantize.variants]
         if not formats:
             return None
-        settings = {"formats": formats, "max_tokens": entry.facts["max_tokens"]}
+        settings = {"formats": formats, **self._calibration(entry)}
 
         def work(folder: Path) -> Mapping[str, Any]:
-            from edge_forge.export.onnx.quantize import make
+            from edge_forge.export.onnx.quantize import Reading, make
 
             made = make(
                 encoder_path=entry.path("encoder.onnx"), out_dir=folder, tokenizer_path=entry.path("tokenizer.json"),
-                formats=formats, texts=self._range_texts(), max_tokens=entry.facts["max_tokens"],
+                formats=formats, texts=self._range_texts(), reading=Reading(**self._calibration(entry)),
             )  # fmt: skip
             half = None if made.half is None else {**made.half._asdict(), "sentence": made.half.sentence}
             return {"made": sorted(made.paths), "float16": half}
@@ -179,27 +179,26 @@ class OnnxExports:
         """The base with its bank in the form for TensorRT, a file per format; None where the recipe names none."""
         entry = self.base_export
         title, bank = "TensorRT form of base", (self.bank, entry.facts["modules"])
-        return self._for_tensorrt(entry, title, None, entry.facts["max_tokens"], bank)
+        return self._for_tensorrt(entry, title, None, bank)
 
     @cached_property
     def merged_for_tensorrt(self) -> StepResult | None:
         """The merged model in the form for TensorRT, a file per format; None where the recipe names none."""
         entry = self.merged_export
-        return self._for_tensorrt(entry, "TensorRT form of merged", self._range_texts, entry.facts["max_tokens"])
+        return self._for_tensorrt(entry, "TensorRT form of merged", self._range_texts)
 
     def _for_tensorrt(
         self,
         entry: StepResult,
         title: str,
         texts: Callable[[], list[Text]] | None,
-        max_tokens: int,
         bank: tuple[Mapping[str, Any], Sequence[str]] | None = None,
     ) -> StepResult | None:
         """`texts` of this recipe show what FP16 must hold; None: general ones, for what is of no recipe's own."""
         formats = list(self.recipe.quantize.tensorrt)
         if not formats:
             return None
-        settings = {"formats": formats, "bank": None if bank is None else bank[0], "max_tokens": max_tokens}
+        settings = {"formats": formats, "bank": None if bank is None else bank[0], **self._calibration(entry)}
         inputs = entry.digests(*_ENCODER)
         if texts is not None:
             settings["seed"] = self.recipe.data.seed
@@ -207,11 +206,13 @@ class OnnxExports:
 
         def work(folder: Path) -> Mapping[str, Any]:
             from edge_forge.export.onnx.export_graphs import Bank
+            from edge_forge.export.onnx.quantize import Reading
             from edge_forge.export.onnx.tensorrt_form import make
 
             made = make(
                 encoder_path=entry.path("encoder.onnx"), out_dir=folder, tokenizer_path=entry.path("tokenizer.json"),
-                formats=formats, max_tokens=max_tokens, **({} if texts is None else {"texts": texts()}),
+                formats=formats, reading=Reading(**self._calibration(entry)),
+                **({} if texts is None else {"texts": texts()}),
                 bank=None if bank is None else (Bank(**bank[0]), bank[1]),
             )  # fmt: skip
             return {"made": sorted(made.paths), "float16": None if made.half is None else made.half.sentence}
@@ -239,6 +240,10 @@ class OnnxExports:
             )  # fmt: skip
 
         return self.steps.run("litert-form", inputs, settings, work, "LiteRT form of merged")
+
+    def _calibration(self, entry: StepResult) -> dict[str, Any]:
+        """How texts are read that show which channels INT8 sets apart and what FP16 must hold."""
+        return {"max_tokens": entry.facts["max_tokens"], "prompt": self.training.prompt}
 
     def _range_texts(self) -> list[Text]:
         """Validation and test texts that FP16 must hold: the longest ones and a sample of the others."""

@@ -113,7 +113,7 @@ def _steps(going: TrainingRun) -> TrainRecord:
         encoder = open_encoder(job.base_dir, settings.dropout)
         going.count(sum(parameter.numel() for parameter in encoder.model.parameters()))
         if settings.precision == INT8:
-            compute_in_int8(encoder, job.base_dir, settings.max_tokens)
+            compute_in_int8(encoder, job.base_dir, settings.calibration_tokens or settings.max_tokens)
     wanted = settings.first_layer or int(encoder.layers * settings.frozen_share)
     first_layer = resolve_layer(wanted, encoder.layers) if method.freezes_below else 0
     with going.phase("keep"):

@@ -21,7 +21,7 @@ from edge_agent.base.texts import Text
 from edge_forge.data.classifier_rows import Row
 from edge_forge.models import bases
 from edge_forge.models.encoder import Encoder, run_below
-from edge_forge.models.sentence_pooling import prompt_of
+from edge_forge.models.sentence_pooling import after_prompt, prompt_of
 from edge_forge.models.sequence_classifier import IGNORED
 from edge_forge.train.word_rows import WordRows, labels_of
 
@@ -63,16 +63,11 @@ def encode(base_dir: Path, texts: Sequence[Text], max_tokens: int) -> tuple[tupl
     truncated = 0
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
         # An encoding holds far more than its ids; only so many are alive at once.
-        part = [_after(prompt, text) for text in texts[start : start + _TEXTS_AT_ONCE]]
+        part = [after_prompt(prompt, text) for text in texts[start : start + _TEXTS_AT_ONCE]]
         for item in tokenizer.encode_batch_fast(part):
             found.append(np.asarray(item.ids, dtype=np.int32))
             truncated += bool(item.overflowing)
     return tuple(found), truncated
-
-
-def _after(prompt: str, text: Text) -> Text:
-    """The text with the base's prompt before it; of a pair before its first text."""
-    return prompt + text if isinstance(text, str) else (prompt + text[0], text[1])
 
 
 def tokenize(base_dir: Path, rows: Sequence[tuple[Text, str]], labels: Sequence[str], max_tokens: int) -> TokenizedRows:

@@ -76,6 +76,9 @@ class TrainSettings:
     seed: int = 17
     # Longer texts are cut to so many tokens, special ones included.
     max_tokens: int = 128
+    # precision = "int8": the same of the general texts that show which channels are apart, as the graph's export cuts
+    # them; 0 = max_tokens.
+    calibration_tokens: int = 0
     # Whether every word has a class (token classes, slots) and not the row; the recipe's task says so.
     slots: bool = False
     # "auto" takes what a short measurement at start finds faster; "bf16" is autocast; "int8" trains what INT8 computes.

@@ -29,6 +29,7 @@ from edge_forge.export.onnx.graph import FloatArray, GraphEditor, finished, run_
 from edge_forge.export.onnx.inject import inject_bank
 from edge_forge.export.onnx.sites import LinearSite, read_sites
 from edge_forge.models.bases import plain_tokenizer
+from edge_forge.models.sentence_pooling import after_prompt
 from edge_forge.models.wide_channels import LEAST, wide
 
 if TYPE_CHECKING:
@@ -317,6 +318,13 @@ class MadeFormats(NamedTuple):
     half: HalfRange | None
 
 
+class Reading(NamedTuple):
+    """How texts become tokens, as on devices: cut to `max_tokens`, with the base's `prompt` before each."""
+
+    max_tokens: int = 128
+    prompt: str = ""
+
+
 def make(
     *,
     encoder_path: Path,
@@ -324,13 +332,13 @@ def make(
     tokenizer_path: Path,
     formats: Sequence[str] = (INT8, FLOAT16),
     texts: Sequence[Text] = BASE_TEXTS,
-    max_tokens: int = 128,
+    reading: Reading = Reading(),  # noqa: B008 - it cannot be changed
     bank: tuple[Bank, Sequence[str]] | None = None,
 ) -> MadeFormats:
     """Write `<format>.onnx` for every format.
 
-    `encoder_path` is the export step's float `encoder.onnx`. `texts` show what float16 must hold; one of `max_tokens`
-    tokens is added to them. General texts show which channels INT8 sets apart.
+    `encoder_path` is the export step's float `encoder.onnx`. `texts` show what float16 must hold; one of as many tokens
+    as are taken is added to them. General texts show which channels INT8 sets apart.
     `bank` (the settings and the modules of the export) is injected last. Raises BackendError, ConfigError.
     """
     if bank is not None and FLOAT16 in formats:
@@ -341,10 +349,11 @@ def make(
     half = None
     for name in formats:
         if name == INT8:
-            found = wide_channels(model, feeds(BASE_TEXTS, tokenizer_path, max_tokens))
+            found = wide_channels(model, feeds(BASE_TEXTS, tokenizer_path, *reading))
             converted = quantize_embeddings(quantize_per_token(model, found))
         elif name == FLOAT16:
-            half = measure_range(model, feeds([*texts, longest(texts, max_tokens)], tokenizer_path, max_tokens))
+            rows = feeds([*texts, longest(texts, reading.max_tokens)], tokenizer_path, *reading)
+            half = measure_range(model, rows)
             converted = to_float16(model, half.kept)
         else:
             raise ConfigError(f"there is no format {name!r}", "quantize", f"there are: {INT8}, {FLOAT16}")
@@ -362,11 +371,13 @@ def longest(texts: Sequence[Text], max_tokens: int) -> str:
     return joined if len(joined.split()) >= max_tokens else joined + f" {joined}" * max_tokens
 
 
-def feeds(texts: Sequence[Text], tokenizer_path: Path, max_tokens: int) -> list[Feed]:
-    """Padded batches of `texts`, texts of like length together."""
+def feeds(texts: Sequence[Text], tokenizer_path: Path, max_tokens: int, prompt: str = "") -> list[Feed]:
+    """Padded batches of `texts` with the base's prompt before each, texts of like length together."""
     tokenizer = plain_tokenizer(tokenizer_path.read_text(encoding="utf-8"))
     tokenizer.enable_truncation(max_tokens)
-    rows = sorted((encoding.ids for encoding in tokenizer.encode_batch(list(texts))), key=len)
+    rows = sorted(
+        (encoding.ids for encoding in tokenizer.encode_batch([after_prompt(prompt, text) for text in texts])), key=len
+    )
     batches: list[Feed] = []
     for start in range(0, len(rows), _BATCH_ROWS):
         part = rows[start : start + _BATCH_ROWS]

@@ -62,7 +62,7 @@ def make(
     tokenizer_path: Path,
     formats: Sequence[str],
     texts: Sequence[Text] = BASE_TEXTS,
-    max_tokens: int = 128,
+    reading: quantize.Reading = quantize.Reading(),  # noqa: B008 - it cannot be changed
     bank: tuple[Bank, Sequence[str]] | None = None,
 ) -> quantize.MadeFormats:
     """Write `<format>.onnx` for every format, as `quantize.make` does for ONNX Runtime.
@@ -81,14 +81,14 @@ def make(
         model = encoder
         if name == INT8:
             model = quantize.quantize_static(
-                encoder, quantize.calibrate(encoder, quantize.feeds(BASE_TEXTS, tokenizer_path, max_tokens))
+                encoder, quantize.calibrate(encoder, quantize.feeds(BASE_TEXTS, tokenizer_path, *reading))
             )
         given = dict.fromkeys(node.name for node in model.graph.input)
         if bank is not None:
             model = _copy(model)
             inject_bank(model, bank[1], bank[0].rank, bank[0].max_labels)
         arrays = {one.name: _zeros(one) for one in model.graph.input if one.name not in given}
-        rows = quantize.feeds([*texts, quantize.longest(texts, max_tokens)], tokenizer_path, max_tokens)
+        rows = quantize.feeds([*texts, quantize.longest(texts, reading.max_tokens)], tokenizer_path, *reading)
         found = measure_range(model, [{**one, **arrays} for one in rows])
         if name == FLOAT16:
             half = found
