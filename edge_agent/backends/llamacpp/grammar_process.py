@@ -422,7 +422,8 @@ class Server:
     def _do(self, operation: str, rest: list[Any]) -> tuple[bytes, int, str]:
         if self._grammars is None:
             signal.setitimer(signal.ITIMER_PROF, 0.0)  # a large vocabulary takes seconds on a board
-            self._grammars = Grammars(*rest, on_token=_token_time)
+            tokens, ends = rest
+            self._grammars = Grammars(tokens, ends, _token_time)
             _limit_memory()
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what Rust writes when it ends by a limit
             return b"", State.GOES, ""
