@@ -87,6 +87,9 @@ MANIFEST_PARTS = 100_000
 STATEMENT_BYTES = 256 * KIB
 # Of a statement or a root file; a root with 64 keys in each role has some hundred.
 STATEMENT_PARTS = 1024
+# Of a package's manifest in a registry, which is read before its statement: each file is two objects of 260 bytes.
+ARTEFACT_BYTES = 256 * KIB
+ARTEFACT_PARTS = 2048
 INDEX_ENTRIES = 256
 LAYERS = 256
 PROBES = 64

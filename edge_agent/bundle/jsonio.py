@@ -38,12 +38,16 @@ def encode(value: object) -> bytes:
     return msgspec.json.encode(value, order="sorted")
 
 
-def decode(data: bytes, kind: type[T], where: str, limit_bytes: int = limits.MANIFEST_BYTES) -> T:
+def decode(
+    data: bytes, kind: type[T], where: str, limit_bytes: int = limits.MANIFEST_BYTES, parts: int | None = None
+) -> T:
     """A document of type `kind`. Raises PackageError that names `where` and what is wrong. One with the limit of a
-    statement, which is read before its signature is known, may have few objects and lists."""
+    statement, which is read before its signature is known, may have few objects and lists, unless `parts` says how
+    many."""
     check_size(len(data), limit_bytes, where)
     text = _text(data, where)
-    parts = limits.STATEMENT_PARTS if limit_bytes <= limits.STATEMENT_BYTES else limits.MANIFEST_PARTS
+    if parts is None:
+        parts = limits.STATEMENT_PARTS if limit_bytes <= limits.STATEMENT_BYTES else limits.MANIFEST_PARTS
     check_nesting(data, where, limits.MANIFEST_DEPTH, parts)
     _check_strict(text, where)
     try:

@@ -28,6 +28,11 @@ MARK = "index"
 """Beside the package: the index that the folder was last filled for."""
 
 
+def head_bytes(name: str) -> int:
+    """The most bytes of a file that is fetched before the package's blobs."""
+    return limits.MANIFEST_BYTES if name == "index.json" else limits.STATEMENT_BYTES
+
+
 class PackageDownload:
     """One package from one URL, by way of `folder`. `moved_bytes`: what came from the server, headers left out."""
 
@@ -87,8 +92,9 @@ class PackageDownload:
 
     def _take(self, member: tarform.Member) -> None:
         digest = _digest(member.name)
-        if (digest is None or digest in self._manifests) and member.size > limits.MANIFEST_BYTES:
-            # A manifest is fetched before there is known to be room.
+        most = head_bytes(member.name) if digest is None else limits.MANIFEST_BYTES
+        if (digest is None or digest in self._manifests) and member.size > most:
+            # A manifest is fetched before there is known to be room, statement and root files before a signature is.
             raise PackageError(f"{member.name} has {bytes_text(member.size)}", self._remote.url)
         if digest is None:
             (self._folder.package / member.name).write_bytes(self._remote.read(member.size))

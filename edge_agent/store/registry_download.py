@@ -23,9 +23,14 @@ from edge_agent.bundle.jsonio import check_size, decode
 from edge_agent.bundle.layout import BLOBS, blob_name
 from edge_agent.bundle.manifest import TITLE, Artefact, Descriptor
 from edge_agent.store.download_folder import DownloadFolder, Wishes
-from edge_agent.store.package_download import HEAD_BYTES
+from edge_agent.store.package_download import HEAD_BYTES, head_bytes
 from edge_agent.store.registry import RegistryAccess, RegistryPlace
 from edge_agent.store.remote_file import RemoteFile, TransferOptions, TransferPace
+
+
+def read_artefact(data: bytes, where: str) -> Artefact:
+    """The manifest of a package in a registry, of which nothing is signed. Raises PackageError."""
+    return decode(data, Artefact, where, limits.ARTEFACT_BYTES, limits.ARTEFACT_PARTS)
 
 
 class RegistryDownload:
@@ -77,11 +82,11 @@ class RegistryDownload:
         """The files of the package by name, as the artefact's manifest states them."""
         with contextlib.closing(self._remote(f"manifests/{self._reference}")) as remote:
             remote.open()
-            check_size(remote.total_bytes, limits.MANIFEST_BYTES, remote.url)
+            check_size(remote.total_bytes, limits.ARTEFACT_BYTES, remote.url)
             data = remote.read(remote.total_bytes)
         if self._pinned is not None and "sha256:" + hashlib.sha256(data).hexdigest() != self._pinned:
             raise PackageError("its SHA-256 is not its name: damaged or exchanged", remote.url)
-        artefact = decode(data, Artefact, remote.url)
+        artefact = read_artefact(data, remote.url)
         files: dict[str, Descriptor] = {}
         for layer in artefact.layers:
             name = layer.annotations.get(TITLE, "")
@@ -98,7 +103,7 @@ class RegistryDownload:
         if sum(found.size for found in head.values()) > HEAD_BYTES:
             raise PackageError(f"it has more than {bytes_text(HEAD_BYTES)} before its blobs", self._root)
         for name, found in head.items():
-            check_size(found.size, limits.MANIFEST_BYTES, name)
+            check_size(found.size, head_bytes(name), name)
             with contextlib.closing(self._blob(found)) as remote:
                 remote.seek(0, found.size)
                 data = remote.read(found.size)

@@ -7,6 +7,7 @@ import io
 import json
 import stat
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from edge_forge.cli import main
 from edge_forge.provision import cloud_seed, first_boot, image_plan, provision_commands
 from edge_forge.provision.devices import Device, read_devices
 from edge_forge.provision.image_writer import RECORD, Entry, ImageWriter
-from edge_forge.provision.target_root import host_name, inspect_root, locate
+from edge_forge.provision.target_root import group_id, host_name, inspect_root, locate
 from edge_forge.provision.target_wheels import WheelOrder, platform_tags, unpack, wheels_for
 from tests.support.agents import echo_adapter_package, echo_package, keys
 from tests.support.made_up_root import elf, made_up_root, made_up_wheel
@@ -423,6 +424,47 @@ def test_a_link_that_leads_out_of_the_image_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EdgeError, match="leads out of the image"):
         writer(root).plan(entries(root, tmp_path, [], "one"))
     assert not list((tmp_path / "host").iterdir())
+
+
+def test_files_of_an_image_without_end_cost_nothing(tmp_path: Path) -> None:
+    """An image comes from elsewhere, and a sparse file of a tebibyte takes no room in it. Here they have 256 MiB each,
+    so that a reader without a bound fails and ends no test run."""
+    root = made_up_root(tmp_path / "root")
+    for name in ("etc/hostname", "etc/group", "etc/os-release", "lib/aarch64-linux-gnu/libc.so.6"):
+        with (root / name).open("ab") as file:
+            file.truncate(256 << 20)
+    tracemalloc.start()
+    try:
+        assert "Made-up" in inspect_root(root).text() and host_name(root) and group_id(root, "edge-agent") is None
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"[" * 100_000,
+        b"\xff\xfe",
+        b'{"files": []}',
+        b'{"files": {}, "folders": 5}',
+        b'{"files": {}, "folders": [5]}',
+        b'{"files": {"../host": "x"}}',
+        b'{"files": {"/etc/passwd": "x"}}',
+        b'{"files": {"etc/..": ""}}',
+        b'{"files": {}, "folders": ["etc/../.."]}',
+    ],
+)
+def test_a_record_that_provision_did_not_write_is_a_sentence(tmp_path: Path, record: bytes) -> None:
+    root = made_up_root(tmp_path / "root")
+    (root / RECORD).parent.mkdir(parents=True, exist_ok=True)
+    (root / RECORD).write_bytes(record)
+    before = snapshot(root)
+    with pytest.raises(EdgeError, match=r"is no record of provision|cannot be read"):
+        writer(root).remove()
+    with pytest.raises(EdgeError, match=r"is no record of provision|cannot be read"):
+        writer(root).plan(entries(root, tmp_path, [], "one"))
+    assert snapshot(root) == before
 
 
 def test_an_overlay_is_one_boards_own_files_owned_by_root(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.base.errors import PackageError, UsageError
-from edge_agent.base.limits import MANIFEST_BYTES
+from edge_agent.base.limits import ARTEFACT_BYTES, ARTEFACT_PARTS
 from edge_agent.base.units import bytes_text
 from edge_agent.bundle import manifest as forms
 from edge_agent.bundle.layout import BLOBS, Package, blob_name, open_package
@@ -48,8 +48,12 @@ def _write(package: Package, folder: Path) -> str:
         "layers": [_layer(package, name, folder) for name in package.sizes],
     }
     described = _put(folder, data := _json(artefact), forms.OCI_MANIFEST)
-    if len(data) > MANIFEST_BYTES:
-        raise PackageError(f"its artefact would have {bytes_text(len(data))}", package.where)
+    if len(data) > ARTEFACT_BYTES or 2 * len(package.sizes) > ARTEFACT_PARTS - 8:
+        text = f"it has {len(package.sizes)} files, whose list would have {bytes_text(len(data))}"
+        remedy = (
+            f"devices read lists of {bytes_text(ARTEFACT_BYTES)} from registries: split it, or serve the tar by HTTP"
+        )
+        raise PackageError(text, package.where, remedy)
     outer = {"schemaVersion": 2, "mediaType": forms.OCI_INDEX, "manifests": [described]}
     (folder / "index.json").write_bytes(_json(outer))
     (folder / "oci-layout").write_bytes(forms.OCI_LAYOUT)

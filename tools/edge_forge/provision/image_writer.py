@@ -283,9 +283,11 @@ class ImageWriter:
                 found = json.loads(file.read(_RECORD_BYTES))
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise EdgeError(f"cannot be read: {error}", str(path), "remove it, then what it named is yours") from error
-        if not isinstance(found, dict) or not isinstance(found.get("files"), dict):
+        files, folders = (found.get("files"), found.get("folders", [])) if isinstance(found, dict) else (None, None)
+        sound = isinstance(files, dict) and isinstance(folders, list) and all(map(_is_place, [*files, *folders]))
+        if not isinstance(found, dict) or not sound:
             raise EdgeError("is no record of provision", str(path), "remove it, then what it named is yours")
         return found
 
@@ -296,6 +298,11 @@ class ImageWriter:
     def _save(self, files: Mapping[str, Any], folders: Sequence[str]) -> None:
         data = json.dumps({"files": dict(sorted(files.items())), "folders": sorted(set(folders))}, indent=1).encode()
         self._put(Entry(RECORD, 0o600, data=data + b"\n"))
+
+
+def _is_place(name: object) -> bool:
+    """Whether it is the name of a file below the root, as provision writes them into its record."""
+    return isinstance(name, str) and "\0" not in name and not {"", ".", ".."} & set(name.split("/"))
 
 
 def _parents(name: str) -> list[str]:

@@ -128,7 +128,7 @@ def _root_number(image: Path, found: Sequence[Partition]) -> Partition:
 
 @contextlib.contextmanager
 def _mounted(image: Path, part: Partition, read_only: bool) -> Iterator[Path]:
-    options = f"loop,offset={part.start},sizelimit={part.size}"
+    options = f"loop,nodev,offset={part.start},sizelimit={part.size}"
     if read_only:
         # A journal that was not closed would be replayed, which writes.
         options += ",ro,noload" if part.system == "ext4" else ",ro"

@@ -20,6 +20,7 @@ _MACHINES: Final = {62: "x86_64", 183: "aarch64", 40: "armv7l", 3: "i686", 243: 
 SUPPORTED: Final = ("aarch64", "x86_64")
 _PYTHON: Final = "usr/bin/python3"
 _LIBC_BYTES: Final = 16 * 1024 * 1024
+_TEXT_BYTES: Final = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,19 +98,30 @@ def locate(root: Path, name: str) -> Path | None:
 
 def host_name(root: Path) -> str | None:
     """The host name that the image starts with; None where it has none."""
-    found = locate(root, "etc/hostname")
-    lines = [] if found is None or not found.is_file() else found.read_text("utf-8", "replace").splitlines()
+    lines = _text(root, "etc/hostname").splitlines()
     return next((line.strip() for line in lines if line.strip() and not line.startswith("#")), None)
 
 
 def group_id(root: Path, name: str) -> int | None:
     """The id of a group of the image; None where it has no such group yet."""
-    found = locate(root, "etc/group")
-    for line in [] if found is None or not found.is_file() else found.read_text("utf-8", "replace").splitlines():
+    for line in _text(root, "etc/group").splitlines():
         fields = line.split(":")
         if len(fields) == 4 and fields[0] == name and fields[2].isdecimal():
             return int(fields[2])
     return None
+
+
+def _text(root: Path, name: str) -> str:
+    """The begin of a text file of the image, which may be of any size; empty where there is none."""
+    found = locate(root, name)
+    return "" if found is None else _head(found, _TEXT_BYTES).decode("utf-8", "replace")
+
+
+def _head(path: Path, most: int) -> bytes:
+    if not path.is_file():
+        return b""
+    with path.open("rb") as file:
+        return file.read(most)
 
 
 def _machine(path: Path) -> str:
@@ -161,7 +173,7 @@ def _version(root: Path, interpreter: Path) -> tuple[int, int]:
 def _glibc(root: Path, machine: str) -> tuple[int, int]:
     """The newest version of its interface that the C library has (its symbols are named GLIBC_2.36)."""
     found = locate(root, f"lib/{machine}-linux-gnu/libc.so.6") or locate(root, "lib64/libc.so.6")
-    data = b"" if found is None or not found.is_file() else found.read_bytes()[:_LIBC_BYTES]
+    data = b"" if found is None else _head(found, _LIBC_BYTES)
     minors = [int(one) for one in re.findall(rb"GLIBC_2\.(\d{1,3})\0", data)]
     if not minors:
         raise EdgeError(
@@ -171,9 +183,7 @@ def _glibc(root: Path, machine: str) -> tuple[int, int]:
 
 
 def _system(root: Path) -> str:
-    found = locate(root, "etc/os-release")
-    text = "" if found is None or not found.is_file() else found.read_text("utf-8", "replace")
-    match = re.search(r'^PRETTY_NAME="?([^"\n]+)', text, re.MULTILINE)
+    match = re.search(r'^PRETTY_NAME="?([^"\n]{1,100})', _text(root, "etc/os-release"), re.MULTILINE)
     return match[1] if match else "a system without a name"
 
 
