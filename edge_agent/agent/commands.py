@@ -99,6 +99,10 @@ class Operator(Protocol):
         """Return a model to the version before; with `trial` as after an install."""
         ...
 
+    async def promote(self, model: str, limit_s: float | None = None) -> Mapping[str, Any]:
+        """Have the version on trial answer from now on."""
+        ...
+
 
 class Commands:
     """Carries out orders and answers them."""
@@ -166,6 +170,7 @@ class Commands:
             "install": self._install,
             "remove": self._remove,
             "rollback": self._rollback,
+            "promote": self._promote,
             "load": self._load,
             "unload": self._unload,
             "attach": self._attach,
@@ -185,6 +190,10 @@ class Commands:
     async def _rollback(self, command: Command) -> Mapping[str, Any]:
         body = _body(command, ModelOrder)
         return await self._of(body.model, self._operator.rollback(body.model))
+
+    async def _promote(self, command: Command) -> Mapping[str, Any]:
+        body = _body(command, ModelOrder)
+        return await self._of(body.model, self._operator.promote(body.model))
 
     async def _of(self, model: str, change: Awaitable[Mapping[str, Any]]) -> Mapping[str, Any]:
         """Change a model in the store. A model that is not served may still lie damaged in the store, so the store

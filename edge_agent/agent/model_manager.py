@@ -377,6 +377,10 @@ class ModelManager:
             raise NoRoom(503, self._closed.cause, self._closed.reason, NOT_NOW_S)
         await self._load_into_room(served, evict=False)
 
+    async def lend(self, served: ServedModel, text: str) -> bool:
+        """End the worker of a model at rest, so that a version on trial has its memory; False where it is in use."""
+        return await self._evict(served, text)
+
     async def unload_beside(self, served: ServedModel) -> None:
         """End the worker of a version on trial."""
         self._beside.pop(served.name, None)

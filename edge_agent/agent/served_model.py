@@ -21,9 +21,10 @@ from edge_agent.core.model_lifecycle import MAY_HAVE_WORKER, DrainReason, ModelL
 from edge_agent.core.residency import Popularity
 from edge_agent.core.scheduler import Queue
 from edge_agent.core.variant_fallback import VariantFallback
-from edge_agent.protocol.worker_messages import JobDone, ModelLoaded, StepLimits, WorkerListener
+from edge_agent.protocol.worker_messages import JobDone, JobFailed, JobWork, ModelLoaded, StepLimits, WorkerListener
 
 Observe = Callable[[Job, JobDone, float | None], None]
+Divert = Callable[[Job], bool]
 IN_USE_S = 5.0
 """`retry_after_s` of a refusal where an adapter is in use."""
 
@@ -58,7 +59,9 @@ class ServedModel:
 
     `wake` is set when there is something to do, `idle` when the worker has answered everything, `settled` when the
     first load was tried. `lock` is held while the worker is in use: a batch, a load, an order, a probe. `listener`
-    hears the worker instead of the agent, of a version on trial; `observer` is told what the model answers meanwhile.
+    hears the worker instead of the agent, of a version on trial; `observer` is told what the model answers meanwhile,
+    and `diverter` takes requests for the version on trial. `lent`: that one has the memory for a turn. `aside`: a copy
+    of a request inside the worker, which answers nobody, and its outcome.
     """
 
     model: InstalledModel
@@ -82,6 +85,9 @@ class ServedModel:
     task: asyncio.Task[None] | None = None
     listener: WorkerListener | None = None
     observer: Observe | None = None
+    diverter: Divert | None = None
+    lent: bool = False
+    aside: tuple[str, asyncio.Future[JobDone | JobFailed | None]] | None = None
 
     # ---- what is known of it ---------------------------------------------------------------------------------------
 
@@ -145,6 +151,14 @@ class ServedModel:
     def observe_by(self, observer: Observe | None) -> None:
         """Tell every answer with status 200, and its joules, to this function; to none with None."""
         self.observer = observer
+
+    def divert_by(self, diverter: Divert | None) -> None:
+        """Ask this function of every request whether it takes it; of none with None."""
+        self.diverter = diverter
+
+    def lend_memory(self, lent: bool) -> None:
+        """A version on trial has the memory of this model for a turn, or had it."""
+        self.lent = lent
 
     def wake_up(self) -> None:
         """Have the serving loop look at this model."""
@@ -219,6 +233,32 @@ class ServedModel:
         self.queue.add(job)
         self.wake_up()
 
+    def is_diverted(self, job: Job) -> bool:
+        """Whether a version on trial answers a new job."""
+        return self.diverter is not None and self.diverter(job)
+
+    def submit_aside(self, work: JobWork, now_s: float) -> asyncio.Future[JobDone | JobFailed | None]:
+        """Have the worker compute a copy that answers nobody, with `lock` held; None where the worker died. Raises
+        WorkerError."""
+        if self.worker is None:
+            raise WorkerError("the worker is gone", self.name)
+        found: asyncio.Future[JobDone | JobFailed | None] = asyncio.get_running_loop().create_future()
+        self.aside = (work.id, found)
+        self.worker.begin_batch(now_s)
+        self.worker.process.submit([work])
+        return found
+
+    def settle_aside(self, event: JobDone | JobFailed) -> None:
+        """The worker has computed something that is no job; perhaps the copy."""
+        if self.aside is not None and self.aside[0] == event.id and not self.aside[1].done():
+            self.aside[1].set_result(event)
+
+    def end_aside(self) -> None:
+        """The copy is over, or nobody waits for it any more."""
+        if self.aside is not None and not self.aside[1].done():
+            self.aside[1].set_result(None)
+        self.aside = None
+
     def put_back(self, job: Job) -> None:
         """A job that was scheduled waits again. The loop is not woken: a job whose adapter cannot be attached yet would
         be scheduled again at once, without end."""
@@ -261,6 +301,8 @@ class ServedModel:
         """The worker is gone, and with it the jobs inside."""
         self.running.clear()
         self.compiling.clear()
+        if self.aside is not None and not self.aside[1].done():
+            self.aside[1].set_result(None)
         self.idle.set()
         self.wake_up()
 

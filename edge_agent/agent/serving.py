@@ -118,13 +118,14 @@ class ModelServer:
             log.error("%s", self.fault, exc_info=task.exception())
 
     def add(self, served: ServedModel, job: Job) -> None:
-        """A job waits for this served model's worker."""
-        served.enqueue(job)
+        """A job waits for this served model's worker, unless a version on trial takes it."""
+        if not served.is_diverted(job):
+            served.enqueue(job)
 
     def want_resident(self) -> None:
         """Have the models loaded that the operator wants in memory although no request waits for them."""
         for served in self._manager.served_models.values():
-            resident = "all" in self._resident or served.name in self._resident
+            resident = ("all" in self._resident or served.name in self._resident) and not served.lent
             served.lifecycle.keep_resident(resident, served.is_current)
             if resident:
                 served.wake_up()

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from edge_agent.agent.context import Context
 from edge_agent.agent.host_monitor import HostMonitor
 from edge_agent.agent.model_manager import ModelManager
+from edge_agent.agent.worker_events import Answers
 from edge_agent.base.errors import EdgeError
 from edge_agent.bundle.catalog import InstalledModel
 from edge_agent.core.desired_state import InstalledPackages
-from edge_agent.core.trial_records import TrialRecord
+from edge_agent.core.trial_records import TrialRecord, TrialSamples
 
 if TYPE_CHECKING:
     from edge_agent.agent.version_trials import VersionTrials
@@ -35,6 +36,14 @@ class TrialStorage(Protocol):
         ...
 
     def write(self, records: Mapping[str, TrialRecord]) -> None:
+        """Replace them atomically. Raises StoreError."""
+        ...
+
+    def read_samples(self) -> dict[str, TrialSamples]:
+        """What trials under way had measured, by model; empty where the file is missing or damaged."""
+        ...
+
+    def write_samples(self, samples: Mapping[str, TrialSamples]) -> None:
         """Replace them atomically. Raises StoreError."""
         ...
 
@@ -74,6 +83,7 @@ class TrialWatch:
         host: HostMonitor,
         operator: TrialOperator,
         storage: TrialStorage,
+        answers: Answers,
     ) -> None:
         self._context = context
         self._library = library
@@ -81,6 +91,7 @@ class TrialWatch:
         self._host = host
         self._operator = operator
         self._storage = storage
+        self._answers = answers
         self._trials: VersionTrials | None = None
         context.trials.update(storage.read())
 
@@ -104,7 +115,9 @@ class TrialWatch:
                 # Imported here, because a trial is rare and every imported module costs the daemon memory.
                 from edge_agent.agent.version_trials import VersionTrials
 
-                self._trials = VersionTrials(self._context, self._manager, self._host, self._operator, self._storage)
+                self._trials = VersionTrials(
+                    self._context, self._manager, self._host, self._operator, self._storage, self._answers
+                )
             if self._trials is not None:
                 await self._trials.look(on_trial, self._library.packages() if on_trial else InstalledPackages())
         except EdgeError as error:

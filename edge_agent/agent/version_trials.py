@@ -1,10 +1,9 @@
-"""Runs a new version beside the one that answers, on copies of its requests, and has the store keep or return it.
+"""The trials of new versions on this device: begins and ends them, keeps what they measured, has the store carry their
+verdicts out.
 
-While a model is on trial (its record in the store says so) `ModelManager` serves the version before. The new one is a
-`ServedModel` of its own that answers nobody: the last requests are copied to it when nothing else waits or runs, so no
-request is delayed by more than the one step that is under way, and the memory of its worker is the first to be
-evicted. A copy that a request interrupts is dropped. Texts are kept in memory only, at most `COPIES`, until the trial
-ends. `core.version_trial` judges; the verdict is saved, then carried out in the store until the store shows it.
+While a model is on trial (its record in the store says so) `ModelManager` serves the version before; `trial_run` has
+both versions compute the same requests, and `core.version_trial` judges. The verdict is saved, then carried out in the
+store until the store shows it.
 
 Imported by `trial_watch` only while an installed model is on trial.
 """
@@ -12,344 +11,40 @@ Imported by `trial_watch` only while an installed model is on trial.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
-from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from edge_agent.agent.context import Context
 from edge_agent.agent.host_monitor import HostMonitor
-from edge_agent.agent.model_manager import ModelManager, NoRoom
-from edge_agent.agent.served_model import ServedModel
-from edge_agent.base.causes import DeathCause, WorkerDeath
-from edge_agent.base.errors import EdgeError, RequestError, WorkerError
-from edge_agent.base.texts import Text
+from edge_agent.agent.model_manager import ModelManager
+from edge_agent.agent.trial_run import TrialRun
+from edge_agent.agent.worker_events import Answers
+from edge_agent.base.errors import EdgeError
 from edge_agent.bundle.catalog import InstalledModel
 from edge_agent.core.desired_state import InstalledPackages
-from edge_agent.core.governor import GovernorLevel
-from edge_agent.core.job import Job
-from edge_agent.core.trial_records import TrialRecord
-from edge_agent.core.version_trial import Pair, TrialState, TrialTerms, TrialVerdict, VersionTrial
+from edge_agent.core.trial_records import TrialRecord, TrialSamples
+from edge_agent.core.version_trial import TrialState, TrialVerdict, VersionTrial
+from edge_agent.protocol.messages import TrialOrder
 from edge_agent.protocol.trial_terms import read_trial
-from edge_agent.protocol.worker_messages import AnyEvent, JobDone, JobFailed, JobWork
 
 if TYPE_CHECKING:
     from edge_agent.agent.trial_watch import TrialOperator, TrialStorage
 
 log = logging.getLogger("edge_agent")
-COPIES = 16
-"""Requests that wait for the new version; the oldest is dropped first."""
-LOOK_S = 0.05
-"""How often a running copy looks whether a request arrived."""
 SHOW_S = 25.0
 """Time spent and figures are saved and published this often: a restart costs 30 s of the trial's time."""
 AGAIN_S = 5.0
-LOAD_AGAIN_S = 30.0
-"""Pause after a load that found no memory, or failed."""
-SILENT_LEAST_S, SILENT_TIMES = 10.0, 20.0
-"""A copy counts as failed, and its worker is ended, after this time and so many times what the version before took."""
-SAME_COSINE = 0.99
-"""Embeddings that agree: retrieval ranks hardly differ above it (cosine of the two versions' vectors)."""
-
-
-def terms_of(text: str) -> TrialTerms:
-    """The terms as the store's record has them. Raises ValueError for those of a later release, which the daemon may
-    find after a downgrade."""
-    order = read_trial(text)
-    return TrialTerms(
-        least=order.least,
-        most=order.most,
-        within_s=order.within_s,
-        agreement=order.agreement,
-        failures=order.failures,
-        slower=order.slower,
-        confidence_drop=order.confidence_drop,
-        joules=order.joules,
-        promote=order.otherwise == "promote",
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """A request that the version before has answered, with its answer; `alone`: no other request shared its batch."""
-
-    adapter: str | None
-    texts: Sequence[Text] = field(repr=False)
-    messages: Sequence[Mapping[str, str]] = field(repr=False)
-    params: Mapping[str, object] = field(repr=False)
-    rows: int
-    results: Sequence[Mapping[str, Any]] = field(repr=False)
-    compute_ms: float
-    alone: bool
-    joules: float | None
-
-
-def compare(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether two answers to one request say the same: of every text the label, the spans, the text, or nearly the
-    vector."""
-    return len(old) == len(new) and all(_same(one, other) for one, other in zip(old, new, strict=True))
-
-
-def _same(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    if "embedding" in old:
-        one, other = old["embedding"], new.get("embedding", ())
-        return len(one) == len(other) and sum(map(float.__mul__, map(float, one), map(float, other))) >= SAME_COSINE
-    if "spans" in old:
-        return _places(old) == _places(new)
-    return all(old.get(key) == new.get(key) for key in ("label", "text", "answer", "start") if key in old)
-
-
-def _places(answer: Mapping[str, Any]) -> list[tuple[Any, ...]] | None:
-    """The labelled places of a text, without their scores; None for an answer that has none."""
-    spans = answer.get("spans")
-    return None if spans is None else [(span["label"], span["start"], span["end"]) for span in spans]
-
-
-def score(results: Sequence[Mapping[str, Any]]) -> float | None:
-    """The mean top score of an answer; None for a task without scores."""
-    found = [float(one["score"]) for one in results if isinstance(one.get("score"), (int, float))]
-    return sum(found) / len(found) if found else None
-
-
-class CandidateModel:
-    """The version on trial and its worker. Implements `WorkerListener`."""
-
-    def __init__(
-        self, context: Context, manager: ModelManager, model: InstalledModel, died: Callable[[WorkerDeath], None]
-    ) -> None:
-        """`died` hears of deaths while no copy was in the worker."""
-        # '/' is in no model's name, so that its memory account is its own.
-        self.served = ServedModel(replace(model, name=f"{model.name}/trial"), listener=self)
-        self._context = context
-        self._manager = manager
-        self._died = died
-        self._event: asyncio.Future[JobDone | JobFailed | WorkerDeath] | None = None
-        self._job_id = ""
-        self._number = 0
-
-    def on_event(self, event: AnyEvent) -> None:
-        """See `WorkerListener`."""
-        if isinstance(event, (JobDone, JobFailed)) and event.id == self._job_id:
-            self._settle(event)
-
-    def on_death(self, death: WorkerDeath) -> None:
-        """See `WorkerListener`."""
-        self._manager.beside_died(self.served)
-        if self._event is None or self._event.done():
-            self._died(death)
-        self._settle(death)
-
-    def _settle(self, outcome: JobDone | JobFailed | WorkerDeath) -> None:
-        if self._event is not None and not self._event.done():
-            self._event.set_result(outcome)
-
-    async def submit(self, copy: Copy) -> asyncio.Future[JobDone | JobFailed | WorkerDeath]:
-        """Hand a copy to the worker. Raises RequestError, WorkerError."""
-        if copy.adapter is not None:
-            await self.served.ensure_attached(copy.adapter)
-        worker = self.served.worker
-        if worker is None:
-            raise WorkerError("its worker was evicted", self.served.name)
-        self._number += 1
-        self._job_id = f"trial/{self._number}"
-        self._event = asyncio.get_running_loop().create_future()
-        worker.begin_batch(self._context.clock.monotonic_s())
-        texts = () if copy.messages else copy.texts
-        worker.process.submit([JobWork(self._job_id, copy.adapter, copy.params, texts, copy.messages, "trial")])
-        return self._event
-
-    async def drop(self) -> None:
-        """Take a copy back; a step that is under way ends first."""
-        if self.served.worker is not None:
-            with contextlib.suppress(WorkerError):
-                await self.served.worker.process.cancel(self._job_id)
-
-
-class ShadowRun:
-    """The trial of one model: copies of requests to the candidate, one at a time, while the device is idle."""
-
-    def __init__(
-        self, context: Context, manager: ModelManager, host: HostMonitor, model: InstalledModel, trial: VersionTrial
-    ) -> None:
-        self._context = context
-        self._manager = manager
-        self._host = host
-        self.model = model
-        self.trial = trial
-        self.waits_for = ""
-        self._copies: deque[Copy] = deque(maxlen=COPIES)
-        self._arrived = asyncio.Event()
-        self._candidate = CandidateModel(context, manager, model, self._died_idle)
-        self._warm = self._loading = False
-        self._load_at_s = -math.inf
-
-    def observe(self, job: Job, event: JobDone, joules: float | None) -> None:
-        """The version before has answered a request."""
-        if job.params.get("temperature") or job.stream:
-            return  # sampled text differs by chance; of a stream only the rest of the text is here
-        alone = event.batch == job.rows
-        self._copies.append(
-            Copy(
-                job.adapter,
-                job.texts,
-                job.messages,
-                job.params,
-                job.rows,
-                event.results,
-                event.compute_ms,
-                alone,
-                joules,
-            )
-        )
-        self._arrived.set()
-
-    async def run(self) -> None:
-        """Until there is a verdict, or cancelled."""
-        try:
-            while self.trial.verdict is None:
-                if not self._copies or not self._idle():
-                    self._arrived.clear()
-                    with contextlib.suppress(asyncio.TimeoutError):
-                        await asyncio.wait_for(self._arrived.wait(), LOOK_S if self._copies else 1.0)
-                    continue
-                if await self._loaded():
-                    await self._compare(self._copies.popleft())
-        finally:
-            self._copies.clear()
-            await self._manager.unload_beside(self._candidate.served)
-
-    def _idle(self) -> bool:
-        """Whether nothing waits or runs, and neither heat nor memory is short."""
-        context = self._context
-        if context.grant.level is not GovernorLevel.NORMAL or self._manager.closed or context.transport.nearly_full:
-            return False
-        others = self._manager.every_served_model()
-        return not any(len(one.queue) or one.running or one.lifecycle.wants_memory for one in others)
-
-    def _is_in_the_way(self) -> bool:
-        """Whether a model that requests wait for has to be loaded: one is loaded at a time."""
-        models = self._manager.served_models.values()
-        return any(one.worker is None and (len(one.queue) > 0 or one.lifecycle.wants_memory) for one in models)
-
-    # ---- the worker ------------------------------------------------------------------------------------------------
-
-    def _died_idle(self, death: WorkerDeath) -> None:
-        """The candidate ended between two copies, or while an adapter was attached. A load that fails is counted where
-        it is awaited, and what somebody else has ended is no sign against the version."""
-        if not self._loading and death.cause is not DeathCause.SIGNALLED_FROM_OUTSIDE:
-            self.trial.died(death.reason)
-
-    async def _loaded(self) -> bool:
-        """Have the candidate in memory; False where it is not now. A request that needs a load of its own ends this
-        one."""
-        served = self._candidate.served
-        if served.worker is not None and served.is_current:
-            return True
-        now_s = self._context.clock.monotonic_s()
-        if now_s < self._load_at_s:
-            await asyncio.sleep(LOOK_S)
-            return False
-        self._load_at_s, self._warm = now_s + LOAD_AGAIN_S, False
-        task = asyncio.create_task(self._manager.load_beside(served), name=f"load-{served.name}")
-        self._loading = True
-        try:
-            while not task.done():
-                await asyncio.wait([task], timeout=LOOK_S)
-                if self._is_in_the_way():
-                    task.cancel()
-        finally:
-            self._loading = False
-            if not task.done() or task.cancelled():
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-                await self._manager.unload_beside(served)
-        if task.cancelled():
-            return False
-        error = task.exception()
-        if isinstance(error, NoRoom):
-            self.waits_for = error.reason
-            return False
-        if isinstance(error, EdgeError):
-            self.trial.died(str(error))
-            return False
-        if error is not None:
-            raise error
-        self.waits_for, self._load_at_s = "", -math.inf
-        return True
-
-    # ---- one copy --------------------------------------------------------------------------------------------------
-
-    async def _compare(self, copy: Copy) -> None:
-        now_s, energy = self._context.clock.monotonic_s(), self._context.energy
-        account = self._candidate.served.name
-        energy.begin(account, copy.rows, now_s)
-        try:
-            outcome = await self._computed(copy)
-        except RequestError as error:
-            outcome = error.reason
-        except WorkerError:
-            return  # evicted for a request's sake: no fault of the version
-        finally:
-            now_s = self._context.clock.monotonic_s()
-            joules, _ = energy.end(account, self._host.reading("power"), now_s)
-        if isinstance(outcome, WorkerDeath):
-            self.trial.died(outcome.reason)
-        if outcome is None:
-            return
-        if not isinstance(outcome, JobDone):
-            self.trial.add(Pair(outcome if isinstance(outcome, str) else outcome.reason))
-        elif self._warm:
-            self._add(copy, outcome, joules)
-        self._warm = True  # the first step after a load allocates and reads what later ones find
-
-    def _add(self, copy: Copy, event: JobDone, joules: float | None) -> None:
-        self.trial.add(
-            Pair(
-                None,
-                compare(copy.results, event.results),
-                copy.compute_ms if copy.alone else None,
-                event.compute_ms,
-                score(copy.results),
-                score(event.results),
-                copy.joules if copy.alone else None,
-                joules,
-            )
-        )
-
-    async def _computed(self, copy: Copy) -> JobDone | JobFailed | WorkerDeath | str | None:
-        """The candidate's answer, how it failed, or None where a request came in between."""
-        begun_s, limit_s = self._context.clock.monotonic_s(), _limit_s(copy)
-        answer, dropping = await self._candidate.submit(copy), None
-        try:
-            while not answer.done():
-                await asyncio.wait([answer], timeout=LOOK_S)
-                worker = self._candidate.served.worker
-                if answer.done():
-                    break
-                if worker is None or (dropping is not None and dropping.done()):
-                    return None  # evicted, or taken back between two steps; one that was in its last step has answered
-                if self._context.clock.monotonic_s() - begun_s > limit_s:
-                    worker.process.kill(DeathCause.HUNG)
-                    return f"no answer within {limit_s:.0f} s"
-                if dropping is None and not self._idle():
-                    dropping = asyncio.create_task(self._candidate.drop(), name="trial-drop")
-            return answer.result()
-        finally:
-            if dropping is not None:
-                dropping.cancel()
-
-
-def _limit_s(copy: Copy) -> float:
-    return max(SILENT_LEAST_S, SILENT_TIMES * copy.compute_ms / 1000.0)
+KEEP_S = 300.0
+"""What was measured is kept this often, if there is more: up to 250 KiB of writing."""
 
 
 class _UnderWay:
     """A trial with its tasks: that of the copies, and that which carries out the verdict."""
 
-    def __init__(self, run: ShadowRun, copies: asyncio.Task[None] | None) -> None:
+    def __init__(self, run: TrialRun, copies: asyncio.Task[None] | None) -> None:
         self.run = run
         self.copies = copies
         self._change: asyncio.Task[Any] | None = None
@@ -397,15 +92,18 @@ class VersionTrials:
         host: HostMonitor,
         operator: TrialOperator,
         storage: TrialStorage,
+        answers: Answers,
     ) -> None:
         self._context = context
         self._manager = manager
         self._host = host
         self._operator = operator
         self._storage = storage
+        self._answers = answers
         self._under_way: dict[str, _UnderWay] = {}
         self._looked_s = context.clock.monotonic_s()
-        self._saved_s = -math.inf
+        self._saved_s = self._kept_s = -math.inf
+        self._kept: dict[str, TrialSamples] = storage.read_samples()
 
     async def look(self, on_trial: Mapping[str, InstalledModel], packages: InstalledPackages) -> None:
         """Begin what the store says is on trial, count the time, carry out verdicts, end what is not on trial any
@@ -425,6 +123,8 @@ class VersionTrials:
         self._looked_s = now_s
         if self._under_way and now_s - self._saved_s >= SHOW_S:
             self._show()
+        if self._under_way and now_s - self._kept_s >= KEEP_S:
+            self._keep()
 
     async def close(self) -> None:
         """The daemon stops: end the workers, leave the trials as they are."""
@@ -433,6 +133,7 @@ class VersionTrials:
             one.run.trial.stopped()
         if self._under_way:
             self._show()
+            self._keep()
 
     # ---- begin and end ---------------------------------------------------------------------------------------------
 
@@ -440,10 +141,10 @@ class VersionTrials:
         record = self._context.trials.get(model.name)
         same = record is not None and (record.version, record.package) == (model.version, package)
         known = same and record is not None and not record.settled
-        terms, strange = TrialTerms(), ""
+        terms, strange = TrialOrder(), ""
         try:
-            terms = terms_of(model.trial)
-        except ValueError as error:
+            terms = read_trial(model.trial)
+        except ValueError as error:  # those of a later release, after a downgrade
             strange = f"this release does not know its terms: {error}"
         if record is None or not known:
             record = TrialRecord(model.name, model.version, package, "running", self._context.clock.wall_s())
@@ -451,7 +152,11 @@ class VersionTrials:
             text = f"model {model.name!r} version {model.version} is on trial beside the version before"
             self._context.announce("trial-started", text, {"model": model.name, "version": model.version}, "info")
         else:
-            trial = VersionTrial(terms, spent_s=record.spent_s, restarts=record.restarts)
+            before = self._kept.get(model.name)
+            own = (
+                before if before is not None and (before.version, before.package) == (model.version, package) else None
+            )
+            trial = VersionTrial(terms, spent_s=record.spent_s, restarts=record.restarts, known=own)
             if record.state == "running":
                 trial.restarted()
             else:  # the daemon ended before the store had carried it out
@@ -461,10 +166,11 @@ class VersionTrials:
         served = self._manager.served_models.get(model.name)
         if served is not None and served.model.version == model.version:
             trial.decide(TrialVerdict(TrialState.PROMOTED, False, "the version before cannot run any more"))
-        run = ShadowRun(self._context, self._manager, self._host, model, trial)
+        run = TrialRun(self._context, self._manager, self._host, self._answers, model, trial)
         copies = None
         if served is not None and trial.verdict is None:
             served.observe_by(run.observe)
+            served.divert_by(run.take)
             copies = asyncio.create_task(run.run(), name=f"trial-{model.name}")
         self._context.note_trial(record)
         self._under_way[model.name] = _UnderWay(run, copies)
@@ -479,7 +185,7 @@ class VersionTrials:
             version = one.run.model.version
             data = {"model": name, "version": version, "state": verdict.state.value, "sure": verdict.sure}
             text = f"the trial of model {name!r} version {version}: {verdict.state.value} {verdict.reason}"
-            figures = one.run.trial.figures()
+            figures = one.run.figures()
             self._context.announce("trial-ended", text, {**data, **figures}, "info" if promoted else "warning")
         one.change(self._operator.promote if promoted else self._operator.rollback, now_s)
 
@@ -488,11 +194,13 @@ class VersionTrials:
         self._forget_texts(name)
         await one.stop()
         del self._under_way[name]
+        self._keep()
 
     def _forget_texts(self, name: str) -> None:
         for served in self._manager.every_served_model():
             if served.name == name:
                 served.observe_by(None)
+                served.divert_by(None)
 
     # ---- what is shown ---------------------------------------------------------------------------------------------
 
@@ -506,7 +214,7 @@ class VersionTrials:
                 restarts=trial.restarts,
                 sure=None if trial.verdict is None else trial.verdict.sure,
                 reason=one.run.waits_for if trial.verdict is None else trial.verdict.reason,
-                figures=trial.figures() if trial.seen or trial.deaths or trial.verdict is None else record.figures,
+                figures=one.run.figures() if trial.seen or trial.deaths or trial.verdict is None else record.figures,
             )
             self._context.note_trial(shown)
         self._saved_s = self._context.clock.monotonic_s()
@@ -514,6 +222,22 @@ class VersionTrials:
             self._storage.write(self._context.trials)
         except EdgeError as error:
             log.warning("the trials are not saved: %s", error)
+
+    def _keep(self) -> None:
+        """Write what the trials under way have measured, where it is more than is kept."""
+        self._kept_s = self._context.clock.monotonic_s()
+        measured: dict[str, TrialSamples] = {}
+        for name, one in self._under_way.items():
+            if one.run.trial.verdict is None:
+                record = self._context.trials[name]
+                measured[name] = one.run.trial.samples(record.version, record.package)
+        if measured == self._kept:
+            return
+        self._kept = measured
+        try:
+            self._storage.write_samples(measured)
+        except EdgeError as error:
+            log.warning("what the trials have measured is not saved: %s", error)
 
 
 async def _ran(change: Any) -> Any:

@@ -83,6 +83,8 @@ class WorkerEventHandler:
             return
         job = served.running.get(event.id)
         if job is None:
+            if isinstance(event, (JobDone, JobFailed)):
+                served.settle_aside(event)
             return
         if isinstance(event, TextChunk):
             if job.state is JobState.RUNNING and not self._answers.part(job, event.text):

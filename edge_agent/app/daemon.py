@@ -191,7 +191,7 @@ def build(
     intake_options = IntakeOptions(settings.limits.queue_jobs, wiring.bounds(settings), desired[0].receive)
     intake = Intake(context, intake_options, manager, server, events, commands)
     keepers = StateKeeper(context, hold, library, trouble), CodeWatch(context, hold.code, code_stamp)
-    trials = TrialWatch(context, library, manager, host, store, TrialFile(state_dir))
+    trials = TrialWatch(context, library, manager, host, store, TrialFile(state_dir), responder)
     return Agent(context, manager, server, intake, governor_loop, reporter, [guard, canary, trials, *desired, *keepers])
 
 
@@ -361,7 +361,7 @@ class StoreProcess:
         return await self._run(limit_s, "rollback", model, *_trial_option(trial))
 
     async def promote(self, model: str, limit_s: float | None = None) -> Mapping[str, Any]:
-        """See `trial_watch.TrialOperator`."""
+        """See `commands.Operator`."""
         return await self._run(limit_s, "promote", model)
 
     async def _run(

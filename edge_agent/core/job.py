@@ -3,7 +3,8 @@
 Rules of the table:
 - A job is answered when it becomes DONE, FAILED, REFUSED or CANCELLED, and only then. EXPIRED sends no answer: after
   the deadline the client no longer waits for one.
-- RUNNING returns to QUEUED only when the worker died, and only once (`MAX_ATTEMPTS`).
+- RUNNING returns to QUEUED only when the worker died, and only once (`MAX_ATTEMPTS`), or when a version on trial did
+  not answer it, which does not count.
 - A final state has no transition.
 
 This module does not decide when a transition happens; `admission`, `scheduler` and the agent do.
@@ -107,6 +108,12 @@ class Job:
         self.to(JobState.RUNNING)
         self.attempts += 1
         self.started_s = now_s
+
+    def give_back(self) -> None:
+        """A version on trial did not answer the job: it waits for the version before as if it had never been taken."""
+        self.to(JobState.QUEUED)
+        self.attempts -= 1
+        self.started_s = None
 
     def rename(self) -> None:
         """An earlier job of the same key is still inside the worker: this one gets the next name, see `again`."""

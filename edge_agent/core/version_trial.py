@@ -1,7 +1,7 @@
 """The trial of a new version on real requests: what is compared, and when it is sure enough to decide. Pure.
 
-The version before answers; the new one computes copies of its requests. Each copy is a `Pair`:
-both answers to one request. Rules:
+One version answers a request and the other one computes a copy of it. Each copy is a `Pair`: both answers to one
+request. Rules:
 
 - The pairs are judged only at looks: at `least` pairs, at twice as many, and so on, and at `most`. All looks together
   are wrong with a chance of at most 1 - `LEVEL` for each thing that is compared: it is divided among the looks, so
@@ -11,10 +11,12 @@ both answers to one request. Rules:
 - Shares (agreement, failures) have Wilson intervals, paired ratios and differences (latency, confidence, joules) the
   interval of their median by order statistics, which no outlier moves. The 95th percentile of the latency can only
   return a version: to show that it is within takes more requests than most devices have in a day.
+- Heat is judged where a temperature is given: the share of requests after which the board was above it. A version is
+  returned only where that share is surely larger than after the version before, too: a hot room is not its doing.
 - A new version whose worker died `MOST_DEATHS` times, or that could not be loaded as often, is returned at once.
 
 Time is the running time of the daemon, and a restart costs `RESTART_S`, so a trial ends on a device that restarts again
-and again, too.
+and again, too. What was measured goes on over restarts (`samples`), and so does the number of looks.
 
 A file of its own because it knows no worker and no store; the agent imports it only while a version is on trial.
 """
@@ -29,16 +31,19 @@ from statistics import NormalDist, median
 from typing import NamedTuple
 
 from edge_agent.core.paired_times import interval_rank
+from edge_agent.core.trial_records import TrialSamples
+from edge_agent.protocol.messages import TrialOrder
 
 LEVEL = 0.99
 """Chance that no look is wrong about one of the compared things: each board decides once, and a fleet is many."""
 MOST_DEATHS = 3
 MOST_PAIRS = 4096
-"""The most pairs that any trial keeps figures of: 4 floats each."""
+"""The most pairs that any trial keeps figures of: 7 floats each."""
 RESTART_S = 30.0
 MOST_RESTARTS = 5
 """A version during whose trial the daemon ended so often is returned: it may be what takes the board down."""
 P95_SHARE = 0.05
+"""Share of the requests that may be beyond a limit of time or of temperature."""
 
 
 class TrialState(Enum):
@@ -49,34 +54,14 @@ class TrialState(Enum):
     RETURNED = "returned"
 
 
-@dataclass(frozen=True, slots=True)
-class TrialTerms:
-    """How a version is tried; docs/desired.md has the meaning of each for operators.
-
-    `least`, `most`: pairs before the first and at the last look. `within_s`: running seconds. `agreement`: the least
-    share of equal answers. `failures`: the most share of requests that the new version fails. `slower`: the most times
-    as long that it may take. `confidence_drop`: how much the top score may fall, in the median. `joules`: the most
-    times as much energy (None: shown and not judged). `promote`: what happens when nothing was sure by the end.
-    """
-
-    least: int = 50
-    most: int = 2000
-    within_s: float = 86400.0
-    agreement: float = 0.9
-    failures: float = 0.05
-    slower: float = 1.5
-    confidence_drop: float = 0.1
-    joules: float | None = None
-    promote: bool = False
-
-    def looks(self) -> tuple[int, ...]:
-        """The numbers of pairs at which the trial is judged, ascending."""
-        found = [self.least]
-        while found[-1] * 2 < self.most:
-            found.append(found[-1] * 2)
-        if found[-1] < self.most:
-            found.append(self.most)
-        return tuple(found)
+def looks(terms: TrialOrder) -> tuple[int, ...]:
+    """The numbers of pairs at which a trial on these terms is judged, ascending."""
+    found = [terms.least]
+    while found[-1] * 2 < terms.most:
+        found.append(found[-1] * 2)
+    if found[-1] < terms.most:
+        found.append(terms.most)
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +69,8 @@ class Pair:
     """One request that both versions had. `failure`: why the new one gave no answer; then nothing else is known.
 
     `old_ms`, `new_ms`: compute times, None where they cannot be compared (the old one's batch held other requests).
-    Scores are those of the top label, None where the task has none; joules None where they were not measured.
+    Scores are those of the top label, None where the task has none; joules None where they were not measured. `old_c`,
+    `new_c`: temperature of the board in °C after each computation, None where no sensor told it.
     """
 
     failure: str | None = None
@@ -95,6 +81,8 @@ class Pair:
     new_score: float | None = None
     old_joules: float | None = None
     new_joules: float | None = None
+    old_c: float | None = None
+    new_c: float | None = None
 
 
 class FigureInterval(NamedTuple):
@@ -167,21 +155,42 @@ class _Samples:
     new_ms: list[float] = field(default_factory=list)
     drops: list[float] = field(default_factory=list)
     joules: list[float] = field(default_factory=list)
+    old_c: list[float] = field(default_factory=list)
+    new_c: list[float] = field(default_factory=list)
+
+
+_FAILURE_CHARS = 500
+_LISTS = ("ratios", "old_ms", "new_ms", "drops", "joules", "old_c", "new_c")
+
+
+def is_sound(samples: TrialSamples) -> bool:
+    """Whether samples that were read from a disk can be those of a trial."""
+    counts = (samples.seen, samples.failed, samples.agreed, samples.deaths, samples.looked)
+    answered = samples.seen - samples.failed
+    lists = [getattr(samples, name) for name in _LISTS]
+    paired = len(samples.ratios) == len(samples.old_ms) == len(samples.new_ms) and len(samples.old_c) == len(
+        samples.new_c
+    )
+    bounded = min(counts) >= 0 and samples.agreed <= answered and all(len(one) <= answered for one in lists)
+    return bounded and paired and samples.seen <= MOST_PAIRS and all(math.isfinite(v) for one in lists for v in one)
 
 
 class VersionTrial:
     """One version on trial. Other modules call the methods and only read."""
 
-    def __init__(self, terms: TrialTerms, *, spent_s: float = 0.0, restarts: int = 0) -> None:
-        """`spent_s`, `restarts`: what earlier daemons have spent on it; their pairs are lost."""
+    def __init__(
+        self, terms: TrialOrder, *, spent_s: float = 0.0, restarts: int = 0, known: TrialSamples | None = None
+    ) -> None:
+        """`spent_s`, `restarts`, `known`: what earlier daemons have spent on it and measured."""
+        before = known if known is not None and is_sound(known) else TrialSamples(0, "")
         self.terms = terms
         self.spent_s = spent_s
         self.restarts = restarts
-        self.seen = self.failed = self.agreed = self.deaths = 0
-        self.last_failure = ""
+        self.seen, self.failed, self.agreed, self.deaths = before.seen, before.failed, before.agreed, before.deaths
+        self.last_failure = before.last_failure
         self.verdict: TrialVerdict | None = None
-        self._samples = _Samples()
-        self._looked = 0
+        self._samples = _Samples(*(list(getattr(before, name)) for name in _LISTS))
+        self._looked = before.looked
 
     @property
     def state(self) -> TrialState:
@@ -191,7 +200,28 @@ class VersionTrial:
     @property
     def level(self) -> float:
         """The coverage of each interval: the looks share the chance to be wrong."""
-        return 1.0 - (1.0 - LEVEL) / len(self.terms.looks())
+        return 1.0 - (1.0 - LEVEL) / len(looks(self.terms))
+
+    @property
+    def next_look(self) -> int:
+        """The number of pairs at which it is judged next."""
+        numbers = looks(self.terms)
+        return numbers[min(self._looked, len(numbers) - 1)]
+
+    def samples(self, version: int, package: str) -> TrialSamples:
+        """What was measured so far, to be kept over a restart; figures to four digits."""
+        measured = self._samples
+        return TrialSamples(
+            version,
+            package,
+            self.seen,
+            self.failed,
+            self.agreed,
+            self.deaths,
+            self._looked,
+            self.last_failure[:_FAILURE_CHARS],
+            *(tuple(float(f"{value:.4g}") for value in getattr(measured, name)) for name in _LISTS),
+        )
 
     def stopped(self) -> None:
         """The daemon is stopped by order: the next one's start is no sign that the version takes the board down."""
@@ -231,8 +261,8 @@ class VersionTrial:
             self.last_failure = pair.failure
         else:
             self._note(pair)
-        looks = self.terms.looks()
-        if self._looked < len(looks) and self.seen >= looks[self._looked]:
+        numbers = looks(self.terms)
+        if self._looked < len(numbers) and self.seen >= numbers[self._looked]:
             self._looked += 1
             self._judge()
         if self.seen >= min(self.terms.most, MOST_PAIRS):
@@ -251,6 +281,8 @@ class VersionTrial:
             found.append(_at_most("confidence drop", median_interval(samples.drops, level), terms.confidence_drop))
         if samples.joules and terms.joules is not None:
             found.append(_at_most("joules", median_interval(samples.joules, level), terms.joules))
+        if samples.new_c and terms.temperature_c is not None:
+            found.append(self._heat(terms.temperature_c))
         return tuple(found)
 
     def figures(self) -> dict[str, float | int | None]:
@@ -266,6 +298,8 @@ class VersionTrial:
             "latency_ratio": _rounded(median(samples.ratios) if samples.ratios else None),
             "confidence_drop": _rounded(median(samples.drops) if samples.drops else None),
             "joules_ratio": _rounded(median(samples.joules) if samples.joules else None),
+            "old_p95_c": _rounded(quantile(samples.old_c, 1.0 - P95_SHARE)),
+            "new_p95_c": _rounded(quantile(samples.new_c, 1.0 - P95_SHARE)),
         }
 
     # ---- judging ---------------------------------------------------------------------------------------------------
@@ -281,6 +315,9 @@ class VersionTrial:
             samples.drops.append(pair.old_score - pair.new_score)
         if pair.old_joules and pair.new_joules is not None:
             samples.joules.append(pair.new_joules / pair.old_joules)
+        if pair.old_c is not None and pair.new_c is not None:
+            samples.old_c.append(pair.old_c)
+            samples.new_c.append(pair.new_c)
 
     def _tail(self) -> Finding:
         """Whether more than 5 % of the new version's times are surely beyond what the old one's 95th percentile, at the
@@ -293,6 +330,16 @@ class VersionTrial:
         text = f"latency p95: {beyond.value:.1%} of the requests took more than {limit_ms:.1f} ms"
         return Finding("latency p95", beyond.low <= P95_SHARE, beyond.low > P95_SHARE, text)
 
+    def _heat(self, limit_c: float) -> Finding:
+        """Whether the board is above the limit after more than 5 % of the new version's requests, and surely more often
+        than after those of the version before."""
+        old, new = (
+            wilson(sum(one > limit_c for one in found), len(found), self.level)
+            for found in (self._samples.old_c, self._samples.new_c)
+        )
+        text = f"heat: above {limit_c:g} °C after {new.value:.1%} of the requests, {old.value:.1%} before"
+        return Finding("heat", new.high <= max(P95_SHARE, old.high), new.low > max(P95_SHARE, old.high), text)
+
     def _judge(self) -> None:
         found = self.findings()
         bad = [one.text for one in found if one.bad]
@@ -302,7 +349,7 @@ class VersionTrial:
             self._end(TrialState.PROMOTED, True, f"after {self.seen} requests: {self._texts(found)}")
 
     def _end_unsure(self, when: str) -> None:
-        state = TrialState.PROMOTED if self.terms.promote else TrialState.RETURNED
+        state = TrialState.PROMOTED if self.terms.otherwise == "promote" else TrialState.RETURNED
         unsure = [one for one in self.findings() if not one.good]
         what = self._texts(unsure) if self.seen else "no request was compared"
         self._end(state, False, f"not decided {when} with {self.seen} requests: {what}")

@@ -67,13 +67,17 @@ class TrialOrder(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True, 
     """The terms on which a new version is tried on requests beside the version before, which answers them meanwhile
     (docs/desired.md).
 
-    `shadow`: the new version gets copies. `least`, `most`: requests before the first judgement and at the end;
+    `shadow`: the new version gets copies; `share`: it also answers this `share` of the requests. `turns`: where memory
+    does not hold both, they are loaded in turns. `least`, `most`: requests before the first judgement and at the end;
     `within_s`: running seconds. `agreement`: the least share of equal answers; `failures`: the most share of requests
-    that it fails; `slower`: the most times as long, `joules` (left out: not judged) as much energy; `confidence_drop`:
+    that it fails; `slower`: the most times as long, `joules` (left out: not judged) as much energy; `temperature_c`
+    (left out: not judged): the temperature that the board may be above after 5 % of its requests; `confidence_drop`:
     the most by which the top score falls. `otherwise`: what is done where nothing was sure by the end.
     """
 
-    mode: Literal["shadow"] = "shadow"
+    mode: Literal["shadow", "share"] = "shadow"
+    share: float = 0.1
+    turns: bool = True
     least: int = 50
     most: int = 2000
     within_s: float = 86400.0
@@ -82,6 +86,7 @@ class TrialOrder(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True, 
     slower: float = 1.5
     confidence_drop: float = 0.1
     joules: float | None = None
+    temperature_c: float | None = None
     otherwise: Literal["promote", "return"] = "return"
 
 
@@ -94,7 +99,7 @@ class InstallOrder(Order, frozen=True, kw_only=True):
 
 
 class ModelOrder(Order, frozen=True, kw_only=True):
-    """load, unload, rollback: about one model."""
+    """load, unload, rollback, promote: about one model."""
 
     model: str
 
@@ -125,6 +130,7 @@ ORDERS: dict[str, type[Order]] = {
     "attach": AdapterOrder,
     "detach": AdapterOrder,
     "rollback": ModelOrder,
+    "promote": ModelOrder,
     "diag": DiagOrder,
 }
 
@@ -527,7 +533,8 @@ class ReportedTrial(Struct, frozen=True, kw_only=True):
 
 class Reported(Struct, frozen=True, kw_only=True):
     """How far the device is with its desired state (retained). `version` and `state` are null before the first one.
-    `installed` is null where the store cannot be read, and where the message would be too large."""
+    `installed` is null where the store cannot be read, and where the message would be too large. `withdrawn`: the
+    version was deleted at the broker since, and the device knows it."""
 
     ts: float
     boot_id: str
@@ -537,6 +544,7 @@ class Reported(Struct, frozen=True, kw_only=True):
     items: list[ReportedItem]
     installed: list[InstalledEntry] | None
     not_taken: NotTaken | None = None
+    withdrawn: bool = False
     trials: list[ReportedTrial] = msgspec.field(default_factory=list)
 
 

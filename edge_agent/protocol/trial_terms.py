@@ -22,6 +22,8 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "slower": (0.1, 100.0),
     "confidence_drop": (0.0, 1.0),
     "joules": (0.1, 100.0),
+    "share": (0.01, 1.0),
+    "temperature_c": (20.0, 120.0),
 }
 
 

@@ -46,16 +46,18 @@ async def asked_until(table: Desk, done: Any, prefix: str = "q", **more: Any) ->
 
 
 @pytest.mark.parametrize(
-    ("newer", "state", "word"),
+    ("newer", "state", "word", "more"),
     [
-        ({}, "promoted", "agreement 1.000"),
-        ({"labels": LABELS[::-1]}, "returned", "agreement 0."),
-        ({"die_token": ord("~")}, "returned", "its worker ended 3 times"),
+        ({}, "promoted", "agreement 1.000", {}),
+        ({"labels": LABELS[::-1]}, "returned", "agreement 0.", {}),
+        ({"die_token": ord("~")}, "returned", "its worker ended 3 times", {}),
+        ({}, "promoted", "agreement 1.000", {"mode": "share", "share": 0.5}),
+        ({"die_token": ord("~")}, "returned", "its worker ended 3 times", {"mode": "share", "share": 1.0}),
     ],
-    ids=["good", "disagrees", "dies"],
+    ids=["good", "disagrees", "dies", "good-share", "dies-share"],
 )
 def test_a_version_on_trial_is_kept_or_returned_by_what_it_answers(
-    tmp_path: Path, newer: dict[str, Any], state: str, word: str
+    tmp_path: Path, newer: dict[str, Any], state: str, word: str, more: dict[str, Any]
 ) -> None:
     first = echo_package(tmp_path / "one", delay_s=DELAY_S)
     second = echo_package(tmp_path / "two", counter=2, **{"delay_s": DELAY_S, **newer})
@@ -69,7 +71,7 @@ def test_a_version_on_trial_is_kept_or_returned_by_what_it_answers(
             async with desk(broker) as table:
                 with running(agent):
                     assert (await table.ask("before", {"text": "x"}))["status"] == 200
-                    done = await table.order("install", "install", {"package": "two.tar", "trial": TERMS})
+                    done = await table.order("install", "install", {"package": "two.tar", "trial": TERMS | more})
                     assert done["status"] == 200, done
                     await table.event("trial-started")
                     assert await asked_until(table, lambda: table.events("trial-ended")) >= 3
@@ -79,6 +81,7 @@ def test_a_version_on_trial_is_kept_or_returned_by_what_it_answers(
                     await until(lambda: trials(table)[-1:] and trials(table)[-1]["state"] == state, WAIT_S)
                     told = trials(table)[-1]
                     assert (told["model"], told["version"]) == ("echo", 2) and word in told["reason"]
+                    assert (told["figures"]["answered"] > 0) == (bool(more) and state == "promoted"), told
                     version = 2 if state == "promoted" else 1
                     shown = lambda: table.bodies("models")[-1]["models"][0]["version"]  # noqa: E731
                     await until(lambda: shown() == version, WAIT_S)
@@ -121,7 +124,8 @@ def test_a_daemon_that_is_killed_in_mid_trial_goes_on_with_it(tmp_path: Path) ->
         asyncio.run(run())
 
 
-def test_a_person_ends_a_trial(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", ["command", "order"])
+def test_a_person_ends_a_trial(tmp_path: Path, by: str) -> None:
     with Mosquitto(tmp_path) as broker:
         agent = AgentProcess(tmp_path / "device", broker.port)
         second = echo_package(tmp_path / "two", counter=2)
@@ -135,7 +139,10 @@ def test_a_person_ends_a_trial(tmp_path: Path) -> None:
                     await table.event("trial-started")
                     assert table.bodies("models")[-1]["models"][0]["version"] == 1
                     assert "on trial: the version before answers" in cli("models", "--config", agent.config).stdout
-                    assert cli("promote", "echo", "--config", agent.config).returncode == 0
+                    if by == "command":
+                        assert cli("promote", "echo", "--config", agent.config).returncode == 0
+                    else:
+                        assert (await table.order("promote", "promote", {"model": "echo"}))["status"] == 200
                     assert "on trial" not in cli("models", "--config", agent.config).stdout
                     await until(lambda: trials(table)[-1:] and trials(table)[-1]["state"] == "promoted", WAIT_S)
                     assert "ended on the device" in trials(table)[-1]["reason"]

@@ -23,7 +23,7 @@ from edge_agent.base.reading import Reading, unavailable
 from edge_agent.bundle.catalog import Adapter, InstalledModel, InstalledState, TaskSpec, Variant
 from edge_agent.bundle.probes import ProbeFile
 from edge_agent.core.desired_state import DesiredState, InstalledPackages
-from edge_agent.core.trial_records import TrialRecord
+from edge_agent.core.trial_records import TrialRecord, TrialSamples
 from edge_agent.protocol.envelope import NO_LISTENER, Backlog, Inbound, LinkListener, Outbound
 from edge_agent.protocol.worker_messages import (
     AdapterAttached,
@@ -193,6 +193,7 @@ class KeptTrials:
 
     def __init__(self) -> None:
         self.records: dict[str, TrialRecord] = {}
+        self.samples: dict[str, TrialSamples] = {}
 
     def read(self) -> dict[str, TrialRecord]:
         """See `TrialStorage`."""
@@ -201,6 +202,14 @@ class KeptTrials:
     def write(self, records: Mapping[str, TrialRecord]) -> None:
         """See `TrialStorage`."""
         self.records = dict(records)
+
+    def read_samples(self) -> dict[str, TrialSamples]:
+        """See `TrialStorage`."""
+        return dict(self.samples)
+
+    def write_samples(self, samples: Mapping[str, TrialSamples]) -> None:
+        """See `TrialStorage`."""
+        self.samples = dict(samples)
 
 
 class NoSource:

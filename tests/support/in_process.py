@@ -199,7 +199,7 @@ class Device:
         self.probes: dict[str | tuple[str, str], ProbeFile] = {}
         self.canary = CanaryProber(self.context, self.manager, self._probes_of, canary_s)
         storage = given.get("trials") or KeptTrials()
-        self.trials = TrialWatch(self.context, self.library, self.manager, self.host, self.operator, storage)
+        self.trials = TrialWatch(self.context, self.library, self.manager, self.host, self.operator, storage, responder)
         background = [self.guard, self.canary, self.desired, self.trials]
         self.agent = Agent(self.context, self.manager, self.server, self.intake, self.watch, self.reporter, background)
         self._acks = 0

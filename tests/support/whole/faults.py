@@ -171,6 +171,11 @@ async def version_on_trial(world: World, dice: random.Random) -> None:
     if name in there and not there[name].trial:
         terms = {"least": 8, "most": dice.choice((8, 30)), "within_s": dice.choice((60.0, 600.0)), "agreement": 0.3}
         ends = {"otherwise": dice.choice(("promote", "return"))}
+        terms |= {
+            "mode": dice.choice(("shadow", "share")),
+            "share": dice.choice((0.2, 1.0)),
+            "turns": dice.random() < 0.7,
+        }
         world.library.put_on_trial(name, json.dumps({**terms, **ends}), variant=world.another_variant(name, dice))
     await asyncio.sleep(dice.uniform(0.0, 40.0))
 

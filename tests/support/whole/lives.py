@@ -18,7 +18,7 @@ from edge_agent.agent.status_builder import StatusBuilder
 from edge_agent.base.causes import WorkerDeath
 from edge_agent.base.errors import StoreError
 from edge_agent.core.memory_ledger import FootprintKey, MeasuredFootprint
-from edge_agent.core.trial_records import TrialRecord
+from edge_agent.core.trial_records import TrialRecord, TrialSamples
 from edge_agent.mqtt.options import MqttOptions
 from edge_agent.mqtt.reconnect import Reason
 from edge_agent.mqtt.spool import _HEADER, Segment, Spool
@@ -201,6 +201,11 @@ class KeptTrialFile(TrialFile):
         """See `TrialFile.write`."""
         self._life.effect()
         super().write(records)
+
+    def write_samples(self, samples: Mapping[str, TrialSamples]) -> None:
+        """See `TrialFile.write_samples`."""
+        self._life.effect()
+        super().write_samples(samples)
 
 
 class Lives:

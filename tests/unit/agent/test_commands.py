@@ -27,6 +27,9 @@ def test_install_remove_and_rollback_are_handed_on_and_reported() -> None:
         await settle()
         assert device.transport.statuses() == {number: [200] for number in "1234"}
         assert device.operator.calls == [("install", "m.tar"), ("remove", "m"), ("remove", "m", "a"), ("rollback", "m")]
+        await device.order("promote", {"model": "m"}, "5")
+        await settle()
+        assert device.status("5") == 200 and device.operator.calls[-1] == ("promote", "m")
         assert device.kinds() == [], "the events are those of the store's changes"
         assert device.transport.reply("1")["result"] == {"done": "install"}
 

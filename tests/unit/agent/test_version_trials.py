@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from edge_agent.agent.version_trials import compare
+from edge_agent.agent.answer_pairs import compare
 from edge_agent.base.causes import Cause, Closure, DeathCause
 from edge_agent.base.errors import StoreError
 from edge_agent.core.version_trial import MOST_DEATHS, MOST_RESTARTS
@@ -91,7 +91,7 @@ def test_a_version_that_dies_between_copies_is_counted_and_one_that_somebody_kil
     Device.run(scenario, a_model())
 
 
-@pytest.mark.parametrize("terms", ['{"mode": "split"}', '{"share": 0.5}', '{"least": 1}', "x"])
+@pytest.mark.parametrize("terms", ['{"mode": "split"}', '{"shares": 0.5}', '{"least": 1}', "x"])
 def test_terms_of_a_later_release_return_the_version_and_end_nothing(terms: str) -> None:
     async def scenario(device: Device) -> None:
         await begun(device, terms)
@@ -263,3 +263,163 @@ def test_labelled_spans_agree_by_label_and_place() -> None:
     assert not compare(answer("room", 8), answer("room", 7))
     assert not compare(answer("room", 8), [{"spans": []}])
     assert not compare(answer("room", 8), [{"label": "room"}])
+
+
+SHARE = json.dumps({**json.loads(TERMS), "mode": "share", "share": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("answers", "state", "by_new"),
+    [
+        ((5.0, "on"), "promoted", 20),
+        ((5.0, "off"), "returned", 20),
+        ((5.0, "fail"), "returned", 0),
+        ((5.0, "die"), "returned", 0),
+    ],
+)
+def test_a_share_of_the_requests_is_answered_by_the_new_version_and_none_fails(
+    answers: tuple[float, str], state: str, by_new: int
+) -> None:
+    async def scenario(device: Device) -> None:
+        device.spawner.plan.answers[NEW.digest] = answers
+        await begun(device, SHARE)
+        for number in range(60):
+            await device.ask(f"q{number}")
+            await later(0.4)
+            assert device.status(f"q{number}") == 200, device.dump()
+            if number % 3 == 0:
+                await look(device)
+        await look(device, 3)
+        assert record(device).state == state, record(device)
+        assert (record(device).figures["answered"] or 0) >= by_new
+        assert device.served().observer is None and device.served().diverter is None
+        assert "m/trial" not in device.manager.ledger.accounts()
+
+    Device.run(scenario, a_model(), plan=Plan())
+
+
+def test_a_silent_version_gives_a_request_back_in_time_for_the_version_before() -> None:
+    async def scenario(device: Device) -> None:
+        await begun(device, SHARE)
+        await asked(device, 4)
+        device.spawner.plan.answers[NEW.digest] = (5.0, "silence")
+        await device.ask("hung", deadline_s=8.0)
+        await later(7.9)
+        assert device.status("hung") == 200, device.dump()
+        await device.ask("cancelled", deadline_s=30.0)
+        await later(0.2)
+        await device.cancel("cancelled")
+        await later(0.2)
+        assert device.status("cancelled") == 499
+
+    Device.run(scenario, a_model())
+
+
+def test_requests_of_the_share_run_beside_the_others_and_go_back_when_the_trial_ends() -> None:
+    async def scenario(device: Device) -> None:
+        await begun(device, SHARE)
+        await asked(device, 4)
+        device.spawner.plan.answers[NEW.digest] = (5.0, "silence")
+        for name in ("one", "two", "three"):
+            await device.ask(name)
+        await later(0.5)
+        assert device.status("two") == device.status("three") == 200, "the new version takes one at a time"
+        device.library.end_trial("m", promote=False)
+        await look(device, 3)
+        assert device.status("one") == 200, device.dump()
+
+    Device.run(scenario, a_model())
+
+
+BIG_OLD, BIG_NEW = a_variant("old", 1500, 1600), a_variant("new", 1500, 1600)
+
+
+async def begun_without_room(device: Device, terms: str) -> None:
+    await device.ask("first")
+    await later(0.4)
+    device.library.put_on_trial("m", terms, variant=BIG_NEW, variants=(BIG_NEW,))
+    await look(device, 2)
+
+
+@pytest.mark.parametrize("mode", ["shadow", "share"])
+@pytest.mark.parametrize(("answer", "state"), [("on", "promoted"), ("off", "returned"), ("fail", "returned")])
+def test_where_memory_does_not_hold_both_they_take_turns(mode: str, answer: str, state: str) -> None:
+    async def scenario(device: Device) -> None:
+        device.spawner.plan.answers[BIG_NEW.digest] = (5.0, answer)
+        await begun_without_room(device, json.dumps({**json.loads(SHARE), "mode": mode}))
+        for number in range(150):
+            await device.ask(f"q{number}", deadline_s=60.0)
+            await later(3.0)
+            assert device.status(f"q{number}") == 200, device.dump()
+            if number % 2 == 0:
+                await look(device)
+        await look(device, 3)
+        assert record(device).state == state, record(device)
+        assert record(device).figures["turns"] >= 2
+        assert device.served().worker is not None or state == "promoted", "the version before is in memory again"
+        assert not device.served().lent
+
+    Device.run(scenario, a_model(variant=BIG_OLD), plan=Plan(load_s=1.0))
+
+
+@pytest.mark.parametrize(
+    ("terms", "deadline_s", "why"),
+    [({"turns": False}, 60.0, "the terms exclude them"), ({}, 3.0, "a request had 3.0 s, and 4.0 s are needed")],
+)
+def test_no_turn_is_begun_where_a_request_could_be_late_for_it(
+    terms: dict[str, Any], deadline_s: float, why: str
+) -> None:
+    async def scenario(device: Device) -> None:
+        await begun_without_room(device, json.dumps({**json.loads(TERMS), **terms}))
+        for number in range(40):
+            await device.ask(f"q{number}", deadline_s=deadline_s)
+            await later(2.0)
+            assert device.status(f"q{number}") == 200
+        await look(device, 27)
+        assert record(device).state == "running" and record(device).figures["turns"] == 0
+        assert why in record(device).reason, record(device)
+        assert all(one.variant == BIG_OLD for one in device.spawner.running())
+
+    Device.run(scenario, a_model(variant=BIG_OLD), plan=Plan(load_s=1.0))
+
+
+def test_a_request_that_the_new_version_cannot_take_ends_its_turn() -> None:
+    async def scenario(device: Device) -> None:
+        await begun_without_room(device, TERMS)
+        for number in range(16):
+            await device.ask(f"q{number}", deadline_s=60.0)
+            await later(0.2)
+        device.spawner.plan.answers[BIG_NEW.digest] = (5.0, "silence")
+        for _ in range(600):
+            await later(0.1)
+            if any(one.alive and one.variant == BIG_NEW and one.inside for one in device.spawner.workers):
+                break
+        else:
+            pytest.fail(device.dump())
+        for number in range(6):  # more than wait for the new version
+            await device.ask(f"late{number}", deadline_s=60.0)
+        await later(29.0)
+        assert [device.status(f"late{number}") for number in range(6)] == [200] * 6, device.dump()
+
+    Device.run(scenario, a_model(variant=BIG_OLD), plan=Plan(load_s=1.0))
+
+
+def test_what_was_measured_goes_on_over_a_restart() -> None:
+    kept, library = KeptTrials(), FakeLibrary(a_model())
+
+    async def first(device: Device) -> None:
+        await begun(device)
+        await asked(device, 12)
+        await device.trials._trials.close()  # type: ignore[union-attr]
+
+    async def second(device: Device) -> None:
+        seen = kept.samples["m"].seen
+        assert seen >= 8
+        await look(device, 2)
+        assert record(device).figures["requests"] >= seen
+        await asked(device, 35)
+        await look(device, 2)
+        assert record(device).state == "promoted" and kept.samples == {}
+
+    for scenario in (first, second):
+        Device.run(scenario, ports={"library": library, "trials": kept})

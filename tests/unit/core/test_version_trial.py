@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
+from dataclasses import replace
 from statistics import NormalDist
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,18 +15,20 @@ from hypothesis import strategies as st
 from edge_agent.core.version_trial import (
     LEVEL,
     MOST_DEATHS,
+    MOST_PAIRS,
     MOST_RESTARTS,
     RESTART_S,
     Pair,
     TrialState,
-    TrialTerms,
     VersionTrial,
+    looks,
     median_interval,
     quantile,
     wilson,
 )
+from edge_agent.protocol.messages import TrialOrder
 
-TERMS = TrialTerms(least=25, most=400, within_s=3600.0)
+TERMS = TrialOrder(least=25, most=400, within_s=3600.0)
 
 
 def same(ms: float = 10.0, new_ms: float = 10.0, drop: float = 0.0, agrees: bool = True) -> Pair:
@@ -68,7 +73,7 @@ def test_a_slow_tail_returns_a_version_whose_median_is_equal() -> None:
 def test_joules_are_judged_only_where_the_terms_ask_for_it() -> None:
     costly = Pair(None, True, 10.0, 10.0, 0.9, 0.9, 1.0, 3.0)
     assert played(VersionTrial(TERMS), [costly] * 400).state is TrialState.PROMOTED
-    asked = TrialTerms(least=25, most=400, within_s=3600.0, joules=1.5)
+    asked = TrialOrder(least=25, most=400, within_s=3600.0, joules=1.5)
     trial = played(VersionTrial(asked), [costly] * 400)
     assert trial.state is TrialState.RETURNED and trial.figures()["joules_ratio"] == 3.0
 
@@ -76,7 +81,7 @@ def test_joules_are_judged_only_where_the_terms_ask_for_it() -> None:
 @pytest.mark.parametrize("promote", [True, False])
 def test_what_is_not_sure_by_the_end_is_decided_by_the_terms(promote: bool) -> None:
     expected = TrialState.PROMOTED if promote else TrialState.RETURNED
-    terms = TrialTerms(least=25, most=60, within_s=3600.0, promote=promote)
+    terms = TrialOrder(least=25, most=60, within_s=3600.0, otherwise="promote" if promote else "return")
     by_count = played(VersionTrial(terms), [same()] * 60)
     by_time = VersionTrial(terms)
     by_time.spend(3599.0)
@@ -127,7 +132,9 @@ EVENTS = st.lists(PAIRS | st.floats(0.0, 500.0) | st.sampled_from(["died", "rest
 def test_every_history_ends_at_most_once_and_within_its_bounds(
     events: list[Pair | float | str], least: int, more: int, promote: bool
 ) -> None:
-    trial = VersionTrial(TrialTerms(least=least, most=least + more, within_s=5000.0, promote=promote))
+    trial = VersionTrial(
+        TrialOrder(least=least, most=least + more, within_s=5000.0, otherwise="promote" if promote else "return")
+    )
     ended = None
     for event in events:
         if isinstance(event, Pair):
@@ -150,8 +157,8 @@ def test_every_history_ends_at_most_once_and_within_its_bounds(
 
 @given(st.integers(1, 5000), st.integers(1, 5000))
 def test_the_looks_rise_from_the_least_to_the_most(least: int, most: int) -> None:
-    looks = TrialTerms(least=least, most=max(least, most)).looks()
-    assert looks[0] == least and looks[-1] == max(least, most) and list(looks) == sorted(set(looks))
+    found = looks(TrialOrder(least=least, most=max(least, most)))
+    assert found[0] == least and found[-1] == max(least, most) and list(found) == sorted(set(found))
 
 
 def test_a_version_exactly_at_the_threshold_is_rarely_decided_wrongly() -> None:
@@ -187,3 +194,58 @@ def test_the_median_lies_in_its_interval(values: list[float]) -> None:
 def test_quantiles_are_values_that_were_seen() -> None:
     assert quantile([], 0.95) is None and quantile([3.0], 0.95) == 3.0
     assert quantile(list(map(float, range(1, 101))), 0.95) == 95.0
+
+
+def hot(old_c: float, new_c: float) -> Pair:
+    return Pair(None, True, 10.0, 10.0, 0.9, 0.9, old_c=old_c, new_c=new_c)
+
+
+@pytest.mark.parametrize(
+    ("pair", "state"),
+    [
+        (hot(60.0, 61.0), TrialState.PROMOTED),
+        (hot(60.0, 75.0), TrialState.RETURNED),
+        (hot(75.0, 75.0), TrialState.PROMOTED),  # a hot room
+    ],
+)
+def test_a_version_that_heats_the_board_goes_back_and_a_hot_room_is_not_its_doing(
+    pair: Pair, state: TrialState
+) -> None:
+    trial = played(VersionTrial(TrialOrder(least=25, most=400, within_s=3600.0, temperature_c=70.0)), [pair] * 400)
+    assert trial.verdict is not None and trial.verdict.sure and trial.state is state, trial.verdict
+    assert ("heat: above 70 °C after 100.0%" in trial.verdict.reason) == (pair.new_c == 75.0)
+    assert trial.figures()["new_p95_c"] == pair.new_c
+
+
+def test_heat_is_not_judged_without_a_threshold_or_a_sensor() -> None:
+    assert all(one.name != "heat" for one in played(VersionTrial(TERMS), [hot(60.0, 99.0)] * 30).findings())
+    asked = TrialOrder(least=25, most=400, within_s=3600.0, temperature_c=70.0)
+    assert all(one.name != "heat" for one in played(VersionTrial(asked), [same()] * 30).findings())
+
+
+def test_a_trial_that_goes_on_from_its_samples_ends_as_one_that_was_not_interrupted() -> None:
+    source = random.Random(11)
+    pairs = [same(new_ms=source.uniform(8.0, 13.0), drop=source.uniform(0.0, 0.05)) for _ in range(400)]
+    whole, first = played(VersionTrial(TERMS), pairs), played(VersionTrial(TERMS), pairs[:90])
+    again = played(VersionTrial(TERMS, known=first.samples(2, "sha256:a")), pairs[90:])
+    assert whole.verdict is not None and again.verdict is not None
+    assert (again.state, again.seen, again.agreed) == (whole.state, whole.seen, whole.agreed)
+    ratio = whole.figures()["latency_ratio"]
+    assert again.figures()["latency_ratio"] == pytest.approx(ratio, rel=1e-3), "figures are kept with four digits"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"seen": -1},
+        {"agreed": 99},
+        {"seen": MOST_PAIRS + 1},
+        {"ratios": (1.0,)},
+        {"drops": (math.nan,)},
+        {"joules": (1.0,) * 99},
+        {"new_c": (50.0,)},
+    ],
+)
+def test_samples_that_cannot_be_are_counted_anew(changed: dict[str, Any]) -> None:
+    found = replace(played(VersionTrial(TERMS), [same()] * 5).samples(2, "sha256:a"), **changed)
+    assert VersionTrial(TERMS, known=found).seen == 0

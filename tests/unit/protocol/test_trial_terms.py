@@ -23,6 +23,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"agreement": 1.5}, "agreement: 0 to 1"),
     ({"slower": 0}, "slower: 0.1 to 100"),
     ({"joules": 1e9}, "joules: 0.1 to 100"),
+    ({"mode": "share", "share": 0}, "share: 0.01 to 1"),
+    ({"temperature_c": 5}, "temperature_c: 20 to 120"),
 ]
 
 
@@ -38,7 +40,7 @@ def test_terms_that_cannot_be_are_refused_wherever_they_come_from(terms: dict[st
     assert isinstance(answer, Refusal) and answer.status == 422 and f"trial.{word}" in answer.reason
 
 
-@pytest.mark.parametrize("text", ["[]", "x", '{"lest": 5}', '{"mode": "share"}', '{"least": "5"}', '{"slower": NaN}'])
+@pytest.mark.parametrize("text", ["[]", "x", '{"lest": 5}', '{"mode": "shadows"}', '{"least": "5"}', '{"slower": NaN}'])
 def test_what_is_no_terms_is_a_value_error(text: str) -> None:
     with pytest.raises(ValueError):
         read_trial(text)

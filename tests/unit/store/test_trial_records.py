@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from edge_agent.base.errors import StoreError
-from edge_agent.core.trial_records import TrialRecord
+from edge_agent.core.trial_records import TrialRecord, TrialSamples
 from edge_agent.store.install_plan import InstallContext
 from edge_agent.store.model_store import ModelStore
-from edge_agent.store.trial_file import TRIALS_FILE, TrialFile
+from edge_agent.store.trial_file import SAMPLES_FILE, TRIALS_FILE, TrialFile
 from edge_agent.store.variant_selection import Hardware
 from tests.support.packages import TinyProber, base_package, trust
 
@@ -81,3 +81,16 @@ def test_the_daemons_file_is_read_back_and_a_damaged_one_begins_anew(tmp_path: P
     assert file.read() == {"m": record}
     (tmp_path / TRIALS_FILE).write_bytes(b'{"schema":1,"trials":[{}]}')
     assert file.read() == {}
+
+
+def test_what_trials_measured_is_read_back_counted_anew_where_damaged_and_gone_with_the_last_trial(
+    tmp_path: Path,
+) -> None:
+    file, measured = TrialFile(tmp_path), TrialSamples(2, "sha256:1", 3, 1, 2, ratios=(1.5, 0.9), old_ms=(10.0, 10.0))
+    assert file.read_samples() == {}
+    file.write_samples({"m": measured})
+    assert file.read_samples() == {"m": measured}
+    (tmp_path / SAMPLES_FILE).write_bytes(b'{"samples":{"m":{"version":"x"}}}')
+    assert file.read_samples() == {}
+    file.write_samples({})
+    assert not (tmp_path / SAMPLES_FILE).exists()
