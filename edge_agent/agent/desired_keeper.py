@@ -219,6 +219,9 @@ class DesiredKeeper:
         if now is not None and body.version == now.version:
             if fingerprint != now.fingerprint:
                 self._refuse(body.version, f"version {body.version} was taken with other contents; give a higher one")
+            elif now.withdrawn:
+                now.shown_again()
+                self._save()
             return
         if now is not None and body.version < now.version:
             self._refuse(body.version, f"version {body.version} is older than {now.version}, which was taken")
@@ -242,7 +245,7 @@ class DesiredKeeper:
     def _withdraw(self) -> None:
         state = self._state
         self._not_taken = None
-        if state is None or state.ended:
+        if state is None or state.withdrawn:
             return
         self._stop_attempt()
         state.withdraw(self._context.clock.wall_s())
@@ -437,4 +440,5 @@ def _marks(state: DesiredState) -> tuple[object, ...]:
 
 def _shown(state: DesiredState) -> tuple[object, ...]:
     """What operators see of the items."""
-    return tuple((one.wanted, one.state, one.attempts, one.reason, one.next) for one in state.items)
+    items = tuple((one.wanted, one.state, one.attempts, one.reason, one.next) for one in state.items)
+    return (state.withdrawn, *items)

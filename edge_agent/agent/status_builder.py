@@ -144,6 +144,7 @@ class StatusBuilder:
             items=[] if state is None else [_reported_item(item, wall_s + state.left_s) for item in state.items],
             installed=None if installed is None else _installed_entries(installed),
             not_taken=not_taken,
+            withdrawn=state is not None and state.withdrawn,
             trials=[_reported_trial(one) for one in trials],
         )
         message = encode.retained(self._topics.reported, body)

@@ -284,15 +284,23 @@ class DesiredState:
     """One version of `desired` on its way. Other modules call the methods and only read."""
 
     def __init__(
-        self, version: int, terms: Terms, items: list[Item], *, fingerprint: str = "", spent_s: float = 0.0
+        self,
+        version: int,
+        terms: Terms,
+        items: list[Item],
+        *,
+        fingerprint: str = "",
+        spent_s: float = 0.0,
+        withdrawn: bool = False,
     ) -> None:
         """`fingerprint` tells two messages of one version apart; `spent_s`: running time that earlier daemons have
-        spent on it."""
+        spent on it; `withdrawn`: the operator has deleted it at the broker since."""
         self.version = version
         self.terms = terms
         self.fingerprint = fingerprint
         self.items = items
         self.spent_s = spent_s
+        self.withdrawn = withdrawn
         self._looked_s: float | None = None
 
     @property
@@ -365,9 +373,14 @@ class DesiredState:
     def withdraw(self, wall_s: float) -> None:
         """Nobody wants this version any more: what has not ended is refused. An attempt under way must have been
         stopped."""
+        self.withdrawn = True
         for item in self.items:
             if not item.ended:
                 item.refuse("withdrawn: the desired state was deleted at the broker", Cause.CANCELLED, wall_s)
+
+    def shown_again(self) -> None:
+        """The operator has published the same version again: what was refused meanwhile stays so."""
+        self.withdrawn = False
 
     def _spend(self, now_s: float) -> None:
         if self._looked_s is not None and not self.ended:

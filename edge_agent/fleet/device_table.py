@@ -16,7 +16,7 @@ from edge_agent.base.limits import DEVICES_WATCHED
 from edge_agent.base.shown_text import one_line
 from edge_agent.client.device_feed import read_said
 from edge_agent.core.governor import GovernorLevel
-from edge_agent.protocol.messages import Info, ModelEntry, Models, Reported, Status, Telemetry
+from edge_agent.protocol.messages import Info, ModelEntry, Models, Reported, ReportedTrial, Status, Telemetry
 
 Said = Status | Info | Models | Reported | Telemetry
 KINDS: Mapping[str, type[Said]] = {
@@ -34,6 +34,7 @@ a battery begin in 1970). Its age is then not known."""
 YEAR_2020_S = 1_577_836_800.0
 LEVELS = frozenset(level.name.lower() for level in GovernorLevel)
 MODELS_SHOWN = 3
+FIGURES_SHOWN = 32
 HEADS = ("device", "state", "age", "board", "agent", "models", "desired", "heat", "refused")
 WIDEST = (24, 10, 8, 20, 10, 44, 14, 16, 8)
 """Columns are as wide as what stands in them, so many characters at most; longer texts are cut."""
@@ -41,9 +42,9 @@ WIDEST = (24, 10, 8, 20, 10, 44, 14, 16, 8)
 
 @dataclass(frozen=True, slots=True)
 class DeviceRow:
-    """A device as it is now. `age_s`: seconds since its last status, None where its clock is wrong. `heat_c`, `level`,
-    `refused` (of its last report) and `requests` are None until a report was heard. `trouble` says what is wrong, in
-    sentences; empty: nothing is."""
+    """A device as it is now. `age_s`: seconds since its last status, None where its clock is wrong. `trials`: of
+    versions on requests, those under way and the last of each model. `heat_c`, `level`, `refused` (of its last report)
+    and `requests` are None until a report was heard. `trouble` says what is wrong, in sentences; empty: nothing is."""
 
     device: str
     state: str
@@ -52,6 +53,7 @@ class DeviceRow:
     agent: str | None
     models: tuple[Mapping[str, Any], ...]
     desired: Mapping[str, Any] | None
+    trials: tuple[Mapping[str, Any], ...]
     heat_c: float | None
     level: str | None
     requests: int | None
@@ -61,7 +63,8 @@ class DeviceRow:
     def plain(self) -> dict[str, Any]:
         """For JSON."""
         fields = {name: getattr(self, name) for name in self.__slots__}
-        return {**fields, "models": list(self.models), "trouble": list(self.trouble)}
+        lists = {"models": list(self.models), "trials": list(self.trials), "trouble": list(self.trouble)}
+        return {**fields, **lists}
 
 
 @dataclass(slots=True)
@@ -167,6 +170,7 @@ def _row(name: str, one: DeviceSaid, now_s: float, wall_s: float) -> DeviceRow:
         agent=None if one.info is None else one.info.agent,
         models=() if one.models is None else tuple(_model(entry) for entry in one.models.models),
         desired=_desired(one.reported),
+        trials=() if one.reported is None else tuple(_trial(trial) for trial in one.reported.trials),
         heat_c=None if heat is None else _number(heat.value),
         level=level,
         requests=None if telemetry is None else _count(sum(one.requests for one in telemetry.models.values())),
@@ -190,6 +194,20 @@ def _desired(reported: Reported | None) -> dict[str, Any] | None:
     if reported is None or reported.version is None:
         return None
     return {"version": _count(reported.version), "state": reported.state}
+
+
+def _trial(trial: ReportedTrial) -> dict[str, Any]:
+    figures = {name: _number(value) for name, value in list(trial.figures.items())[:FIGURES_SHOWN]}
+    version, spent_s = _count(trial.version), _number(trial.spent_s)
+    return {
+        "model": trial.model,
+        "version": version,
+        "state": trial.state,
+        "sure": trial.sure,
+        "spent_s": spent_s,
+        "reason": trial.reason,
+        "figures": figures,
+    }
 
 
 def _troubles(one: DeviceSaid, state: str, level: str | None) -> Iterable[str]:
@@ -264,7 +282,8 @@ def age_text(age_s: float | None) -> str:
 
 
 def _cells(row: DeviceRow) -> tuple[str, ...]:
-    models = [_model_text(one) for one in row.models[:MODELS_SHOWN]]
+    trials = {one["model"]: one for one in row.trials if one["state"] == "running"}
+    models = [_model_text(one, trials.get(one["model"])) for one in row.models[:MODELS_SHOWN]]
     if len(row.models) > MODELS_SHOWN:
         models.append(f"+{len(row.models) - MODELS_SHOWN}")
     heat = "-" if row.level is None else row.level if row.heat_c is None else f"{row.heat_c:.0f} °C {row.level}"
@@ -276,11 +295,14 @@ def _cells(row: DeviceRow) -> tuple[str, ...]:
     return tuple(one_line(text) for text in texts)
 
 
-def _model_text(one: Mapping[str, Any]) -> str:
+def _model_text(one: Mapping[str, Any], trial: Mapping[str, Any] | None) -> str:
+    """With the version that is on trial beside it, and how many requests that has been compared on."""
     adapters = "".join(f"+{name}" for name in list(one["adapters"])[:1])
     more = f"+{len(one['adapters']) - 1}" if len(one["adapters"]) > 1 else ""
     variant = "" if one["variant"] is None else f" {one['variant']}"
-    return f"{one['model']}{adapters}{more} {one['version']}{variant}"
+    seen = None if trial is None else trial["figures"].get("requests")
+    beside = "" if trial is None else f" (trial of {trial['version']}: {0 if seen is None else seen:.0f})"
+    return f"{one['model']}{adapters}{more} {one['version']}{variant}{beside}"
 
 
 def _line(cells: Sequence[str], wide: Sequence[int]) -> str:

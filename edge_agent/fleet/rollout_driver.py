@@ -419,8 +419,9 @@ class RolloutDriver:
             raise CannotGive(f"its desired state cannot be read: {facts.unreadable}")
         if facts.reported is None:
             raise CannotGive("it has never reported what it holds")
-        if facts.desired is None and facts.reported.version is not None:
-            # Withdrawn, or dropped by a broker that was asked for more than it queues: what else it named is not known.
+        if facts.desired is None and facts.reported.version is not None and not facts.reported.withdrawn:
+            # Withdrawn while the device was off, or dropped by a broker that was asked for more than it queues: what
+            # else it named is not known.
             version = facts.reported.version
             raise CannotGive(f"the broker does not show the desired state of version {version} that it reports")
         return contents(plan, facts.desired, facts.reported.installed, facts.version + 1)

@@ -56,6 +56,7 @@ class _Desired(Document, frozen=True, kw_only=True):
     remove_others: bool = False
     sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
     trial: str = ""
+    withdrawn: bool = False
 
 
 class DesiredFile:
@@ -94,6 +95,7 @@ class DesiredFile:
             items,
             fingerprint=found.fingerprint,
             spent_s=found.spent_s,
+            withdrawn=found.withdrawn,
         )
 
     def write(self, state: DesiredState) -> None:
@@ -132,5 +134,6 @@ class DesiredFile:
             remove_others=state.terms.remove_others,
             sources=dict(state.terms.sources),
             trial=state.terms.trial,
+            withdrawn=state.withdrawn,
         )
         return encode(body)

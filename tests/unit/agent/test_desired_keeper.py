@@ -426,9 +426,17 @@ def test_an_empty_message_withdraws_and_an_older_version_is_still_not_taken(tmp_
         last = reported(device)
         assert (last["version"], last["state"]) == (3, "refused") and "withdrawn" in last["items"][0]["reason"]
         assert last["not_taken"]["reason"] == "version 2 is older than 3, which was taken"
-        assert device.operator.calls == []
+        assert device.operator.calls == [] and last["withdrawn"] is True
+
+    async def next_daemon(device: Device) -> None:
+        await pass_s(device, 3)
+        assert reported(device)["withdrawn"] is True
+        await device.intake.take(message(3))
+        await pass_s(device, 3)
+        assert reported(device)["withdrawn"] is False and reported(device)["state"] == "refused"
 
     Device.run(scenario, ports=parts(tmp_path))
+    Device.run(next_daemon, ports=parts(tmp_path))
 
 
 def test_a_change_on_the_device_is_reported_as_rolled_back_and_left_alone(tmp_path: Path) -> None:

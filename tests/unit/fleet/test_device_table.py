@@ -132,3 +132,33 @@ def test_ages_are_in_their_largest_unit() -> None:
         "2 h",
         "2 d",
     ]
+
+
+def test_a_version_on_trial_stands_beside_the_one_that_answers() -> None:
+    def trial(state: str, **more: Any) -> messages.ReportedTrial:
+        return messages.ReportedTrial(model="m", version=8, package="p", state=state, since=1.0, spent_s=9.0, **more)  # type: ignore[arg-type]
+
+    entry = messages.ModelEntry(
+        name="m",
+        version=7,
+        base_id="b",
+        task="classify",
+        labels=[],
+        resident=True,
+        variant="v",
+        variants=[],
+        adapters=[],
+    )
+    there = messages.Models(ts=1.0, boot_id="b", seq=1, models=[entry])
+    running = trial("running", figures={"requests": 120.0, "agreement": 0.97, "x" * 500: float("inf")})
+    for name, one, shown in (
+        ("a", running, "(trial of 8: 120)"),
+        ("b", trial("returned", reason="agreement 0.1"), None),
+        ("c", trial("running"), "(trial of 8: 0)"),
+    ):
+        said = msgspec.structs.replace(reported(), trials=[one])
+        known = table((name, "status", status()), (name, "models", there), (name, "reported", said))
+        assert (shown or "trial") in "\n".join(lines(known)) or shown is None
+        assert ("trial" in "\n".join(lines(known))) == (shown is not None)
+        (row,) = json.loads(json_text([row.plain() for row in known.rows(NOW_S, WALL_S)]))
+        assert row["trials"][0]["state"] == one.state and row["trials"][0]["figures"].get("requests") in (120.0, None)

@@ -86,6 +86,16 @@ def test_nothing_begins_where_a_device_could_not_be_brought_back(kept: Kept, sai
         driver(Intent.BEGIN, kept).tick(0.0, WALL_S)
 
 
+def test_a_device_that_knows_that_its_desired_state_was_withdrawn_is_given_a_higher_version() -> None:
+    body = msgspec.json.decode(reported(7), type=messages.Reported)
+    said = msgspec.json.encode(msgspec.structs.replace(body, withdrawn=True))
+    kept = {"edge/v1/d/status": status(), "edge/v1/d/reported": said}
+    one = driver(Intent.BEGIN, kept)
+    for at_s in (0.0, 0.1, 0.2, 0.3):
+        turn(one, kept, at_s)
+    assert msgspec.json.decode(kept["edge/v1/d/desired"])["version"] == 8
+
+
 def test_a_state_of_another_form_is_left_alone() -> None:
     _, kept = begun()
     kept[STATE] = msgspec.json.encode(replace(state(kept), form=2))
