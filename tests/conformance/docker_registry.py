@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from edge_agent.store.registry import CREDENTIAL_BYTES
 from tests.integration.test_http_source import big_package
 from tests.support import packages as tiny
 from tests.support.agents import AgentProcess, echo_adapter_package, echo_package
+from tests.support.certificates import Authority
 from tests.support.desk import cli, said
 
 USER, PASSWORD = "reader", "a-password-of-this-test"
@@ -34,17 +36,18 @@ def main() -> int:
             print(f"{program} is not installed: apt install docker-registry skopeo apache2-utils", file=sys.stderr)
             return 2
     with tempfile.TemporaryDirectory() as name:
-        for secret in (False, True):
-            folder = Path(name) / ("secret" if secret else "open")
+        for secret, tls in ((False, False), (True, False), (True, True)):
+            folder = Path(name) / f"{'secret' if secret else 'open'}-{'tls' if tls else 'plain'}"
             folder.mkdir()
-            with registry(folder, secret=secret) as host:
-                play(folder, host, secret=secret)
+            with registry(folder, secret=secret, tls=tls) as host:
+                play(folder, host, secret=secret, tls=tls)
     return 0
 
 
 @contextlib.contextmanager
-def registry(folder: Path, *, secret: bool) -> Iterator[str]:
-    """A registry on this machine, by HOST:PORT; `secret`: with a user and a password."""
+def registry(folder: Path, *, secret: bool, tls: bool) -> Iterator[str]:
+    """A registry on this machine, by HOST:PORT; `secret`: with a user and a password; `tls`: with a certificate of an
+    authority of its own, ours/ca.pem."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         host = f"127.0.0.1:{free.getsockname()[1]}"
@@ -57,7 +60,9 @@ def registry(folder: Path, *, secret: bool) -> Iterator[str]:
         auth = f"auth: {{htpasswd: {{realm: test, path: {folder / 'htpasswd'}}}}}\n"
     config = folder / "config.yml"
     storage = f"storage: {{filesystem: {{rootdirectory: {folder / 'data'}}}}}\n"
-    config.write_text(f'version: 0.1\nlog: {{level: error}}\n{storage}{auth}http: {{addr: "{host}"}}\n')
+    pair = Authority(folder / "ours").issue("registry", server=True)
+    files = f", tls: {{certificate: {pair.cert}, key: {pair.key}}}" if tls else ""
+    config.write_text(f'version: 0.1\nlog: {{level: error}}\n{storage}{auth}http: {{addr: "{host}"{files}}}\n')
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(["docker-registry", "serve", str(config)], stdout=log, stderr=log)
     try:
@@ -89,14 +94,18 @@ def push(folder: Path, package: Path, place: str, *, secret: bool) -> None:
     subprocess.run([*command, f"oci:{layout}", f"docker://{place}"], check=True)
 
 
-def play(folder: Path, host: str, *, secret: bool) -> None:
+def play(folder: Path, host: str, *, secret: bool, tls: bool) -> None:
     """Push a base and an adapter, install both, and say how many bytes moved."""
     base = echo_package(folder)
     adapter = echo_adapter_package(folder, base, "one")
     for package, tag in ((base, "1"), (adapter, "one")):
         push(folder, package, f"{host}/edge/echo:{tag}", secret=secret)
     agent = AgentProcess(folder / "device", 1)
-    lines = f'registries_plain = ["{host}"]\n'
+    lines = "" if tls else f'registries_plain = ["{host}"]\n'
+    if tls:
+        refused = _install(agent, lines, f"oci://{host}/edge/echo:1")
+        assert refused.returncode == 1 and "certificate" in said(refused), said(refused)
+        os.environ["SSL_CERT_FILE"] = str(folder / "ours/ca.pem")  # as one of the system's store
     if secret:
         auth = folder / "auth.json"
         subprocess.run(
@@ -112,7 +121,8 @@ def play(folder: Path, host: str, *, secret: bool) -> None:
         assert done.returncode == 0, said(done)
         moved = json.loads(done.stdout)["moved_bytes"]
         size = {"1": base, "one": adapter}[tag].stat().st_size
-        print(f"{'with' if secret else 'without'} a password, {tag}: package {size} bytes, moved {moved}")
+        how = f"{'with' if secret else 'without'} a password, {'with' if tls else 'without'} TLS"
+        print(f"{how}, {tag}: package {size} bytes, moved {moved}")
     if not secret:
         _adapter_of_a_larger_base(folder, host, agent)
 

@@ -7,6 +7,7 @@ import contextlib
 import http.server
 import json
 import re
+import ssl
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from edge_forge.package.oci_layout import write_layout
 from tests.integration.test_http_source import big_package
 from tests.support import packages as tiny
 from tests.support.agents import AgentProcess, echo_package
+from tests.support.certificates import Authority, Pair
 from tests.support.desk import cli, said
 
 BASIC = base64.b64encode(b"reader:secret").decode()
@@ -114,6 +116,7 @@ class Registry:
     digest: str | None = None
     basic: str | None = None
     free: int = 1 << 40
+    tls: bool = False
 
     def push(self, package: Path, tag: str = "1") -> str:
         """What `skopeo copy` does with the layout; the digest of the artefact."""
@@ -131,7 +134,9 @@ class Registry:
         check = lambda package: read_release(package, tiny.trust()) and None  # noqa: E731
         wishes = Wishes(check, RoomOptions(0, lambda _folder: self.free), self.digest)
         downloads, store = self.folder / "downloads", self.folder / "store"
-        return RegistryDownload(place, downloads, store, options, wishes, plain=(self.host,), basic=self.basic)
+        return RegistryDownload(
+            place, downloads, store, options, wishes, plain=() if self.tls else (self.host,), basic=self.basic
+        )
 
     def install(self, reference: str = ":1") -> int:
         """Fetch and install; how many bytes were moved."""
@@ -148,18 +153,54 @@ class Registry:
         return ModelStore(self.folder / "store", context)
 
 
-@pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
+@contextlib.contextmanager
+def served(folder: Path, pair: Pair | None = None) -> Iterator[Registry]:
+    """A registry; with TLS where it has a certificate."""
     manners = Manners()
     handler = type("Bound", (Handler,), {"manners": manners})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as found:
+        if pair is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(pair.cert, pair.key)
+            found.socket = context.wrap_socket(found.socket, server_side=True, do_handshake_on_connect=False)
         thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         try:
-            yield Registry(manners, f"127.0.0.1:{found.server_port}", tmp_path)
+            yield Registry(manners, f"127.0.0.1:{found.server_port}", folder, tls=pair is not None)
         finally:
             found.shutdown()
             thread.join()
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    with served(tmp_path) as found:
+        yield found
+
+
+def test_a_registry_with_tls_is_believed_by_its_authority_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority, stranger = Authority(tmp_path / "ours"), Authority(tmp_path / "others")
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.ca))  # as one of the system's store
+    base = big_package(tmp_path)
+    with served(tmp_path, authority.issue("registry", server=True)) as known:
+        known.push(base)
+        known.manners.token, known.basic = "t1", BASIC
+        known.manners.realm = f"https://{known.host}/token"
+        assert known.install() > 600_000 and known.manners.tokens == [f"Basic {BASIC}"]
+    for pair, word in (
+        (stranger.issue("stranger", server=True), "certificate verify failed"),
+        (authority.issue("another-name"), "certificate verify failed"),
+        (Authority(tmp_path / "old", from_day=-9).issue("old", server=True), "certificate verify failed"),
+        (None, "(?i)wrong version|http request|ssl|tls"),
+    ):
+        with served(tmp_path, pair) as found:
+            found.tls, found.basic = True, BASIC
+            with pytest.raises(StoreError, match=word) as caught:
+                found.install()
+            assert caught.value.cause is Cause.SOURCE and found.manners.asked == found.manners.tokens == []
+    assert [model.name for model in known.store.active()] == ["tiny"]
 
 
 def test_a_package_is_fetched_by_tag_and_by_digest_and_an_adapter_moves_alone(
