@@ -11,6 +11,7 @@ import shutil
 import stat
 import struct
 import subprocess
+import tarfile
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ import pytest
 from edge_agent.base.errors import EdgeError, UsageError
 from edge_forge.cli import main
 from edge_forge.provision.raw_image import Partition, mounted_image, partitions
+from edge_forge.provision.user_space_image import unpacked_image
 from tests.support.agents import echo_package, keys
 from tests.support.made_up_root import made_up_root, made_up_wheel
 
@@ -111,11 +113,18 @@ def options(tmp_path: Path) -> list[str]:
             str(keys().root_file), "--package", str(echo_package(tmp_path / "packages"))]  # fmt: skip
 
 
+def without_loop_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """provision finds none; the tests themselves go on mounting images."""
+    monkeypatch.setattr("edge_forge.provision.provision_commands.has_loop_devices", lambda: False)
+
+
 @needs_root
-@pytest.mark.parametrize("form", ["mbr", "gpt"])
+@pytest.mark.parametrize(("form", "loop"), [("mbr", True), ("gpt", True), ("gpt", False)])
 def test_an_image_gets_the_same_files_as_a_mounted_root(
-    tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, form: str, loop: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if not loop:
+        without_loop_devices(monkeypatch)
     folder = made_up_root(tmp_path / "root", "aarch64")
     image = image_of(tmp_path / "board.img", [None, folder], form=form)
     with mounted_image(image, read_only=True) as root:
@@ -143,9 +152,12 @@ def test_an_image_gets_the_same_files_as_a_mounted_root(
 
 
 @needs_root
+@pytest.mark.parametrize("loop", [True, False], ids=["mounted", "unpacked"])
 def test_images_that_cannot_be_filled_are_refused_by_what_they_lack(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, loop: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if not loop:
+        without_loop_devices(monkeypatch)
     folder = made_up_root(tmp_path / "root", "x86_64")
     small = image_of(tmp_path / "small.img", [None, folder], size_mib=4)
     bare = made_up_root(tmp_path / "bare")
@@ -196,3 +208,71 @@ def test_only_root_mounts_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     with pytest.raises(UsageError, match="only root can mount an image"), mounted_image(tmp_path / "i", True):
         pass
+
+
+@needs_root
+def test_without_loop_devices_a_file_system_that_is_not_closed_or_full_is_left_as_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_loop_devices(monkeypatch)
+    image = image_of(tmp_path / "board.img", [None, made_up_root(tmp_path / "root", "aarch64")])
+    part = partitions(image)[-1]
+    with pytest.raises(EdgeError, match="too little space"), unpacked_image(image, read_only=False) as root:
+        (root.folder / "large").write_bytes(os.urandom(part.size))
+    with pytest.raises(ZeroDivisionError), unpacked_image(image, read_only=False) as root:
+        (root.folder / "half").write_text("x")
+        raise ZeroDivisionError
+    with mounted_image(image, read_only=True) as mounted:
+        assert not (mounted / "large").exists() and not (mounted / "half").exists()
+    name = f"{image}?offset={part.start}"
+    subprocess.run(["debugfs", "-w", "-R", "ssv state 0", name], check=True, capture_output=True)
+    assert main(["provision", str(image), *options(tmp_path)]) != 0
+    assert "its file system was not closed (`e2fsck -f` on its root partition)" in capsys.readouterr().err
+
+
+@needs_root
+def test_without_loop_devices_links_modes_owners_and_removals_are_written_back(tmp_path: Path) -> None:
+    folder = made_up_root(tmp_path / "root", "aarch64")
+    (folder / "etc/old").mkdir()
+    (folder / "etc/old/one").write_text("1")
+    image = image_of(tmp_path / "board.img", [None, folder])
+    with unpacked_image(image, read_only=False) as root:
+        top = root.folder
+        shutil.rmtree(top / "etc/old")
+        (top / "etc/a b").mkdir(mode=0o750)
+        os.chown(top / "etc/a b", 7, 8)
+        (top / "etc/a b/deep").write_bytes(os.urandom(300_000))
+        (top / "etc/a b/link").symlink_to("../passwd")
+        (top / "etc/os-release").chmod(0o600)
+        wanted = tree(top)
+    with mounted_image(image, read_only=True) as mounted:
+        assert tree(mounted) == wanted
+    with unpacked_image(image, read_only=True) as root:
+        (root.folder / "etc/never").write_text("x")
+    with mounted_image(image, read_only=True) as mounted:
+        assert tree(mounted) == wanted
+
+
+def test_a_layer_of_rpi_image_gen_holds_the_same_files_and_is_written_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, layer = made_up_root(tmp_path / "root", "aarch64"), tmp_path / "layer"
+    words = ["provision", str(folder), *options(tmp_path), "--layer", str(layer)]
+    assert main([*words, "--dry-run"]) == 0 and not layer.exists()
+    if os.geteuid() != 0:
+        return
+    assert main(words) == 0
+    text = (layer / "edge-agent.yaml").read_text()
+    assert "# X-Env-Layer-Name: edge-agent\n" in text and 'tar -C "$1"' in text
+    payload = layer / "edge-agent.tar"
+    assert stat.S_IMODE(payload.stat().st_mode) == 0o600, "it may hold a board's password"
+    with tarfile.open(payload) as tar:
+        names = set(tar.getnames())
+    assert {"etc/edge-agent/edge-agent.toml", "opt/edge-agent/bin/python"} <= names
+    first = payload.read_bytes()
+    capsys.readouterr()
+    assert main(words) == 0 and payload.read_bytes() == first
+    assert capsys.readouterr().out.startswith("same    edge-agent.yaml\nsame    edge-agent.tar")
+    assert main([*words, "--seed", str(tmp_path)]) != 0 and main([*words, "--remove"]) != 0
+    (layer / "edge-agent.yaml").write_text("mine")
+    assert main(words) != 0 and "was not written by provision" in capsys.readouterr().err

@@ -301,6 +301,10 @@ def _provision_verb(verbs: Any) -> None:
         help="leave ROOT as it is and write a seed of cloud-init into the mounted boot partition (default: none)",
     )  # fmt: skip
     verb.add_argument(
+        "--layer", type=Path, metavar="DIR",
+        help="leave ROOT as it is and write a layer of rpi-image-gen into this folder (default: none)",
+    )  # fmt: skip
+    verb.add_argument(
         "--wheel", type=Path, metavar="FILE", help="edge-agent's wheel (default: of --wheels, else of dist/ here)"
     )
     verb.add_argument(

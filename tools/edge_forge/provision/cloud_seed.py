@@ -60,9 +60,9 @@ def write_seed(boot: Path, entries: Sequence[Entry], dry: bool) -> list[str]:
     payload = boot / PAYLOAD
     with tempfile.TemporaryDirectory(prefix="edge-seed-") as scratch:
         made = Path(scratch) / "image.tar"
-        _write_tar(made, entries)
-        size, digest = made.stat().st_size, _digest(made)
-        same = payload.is_file() and _digest(payload) == digest
+        write_tar(made, entries)
+        size, digest = made.stat().st_size, digest_of(made)
+        same = payload.is_file() and digest_of(payload) == digest
         texts["meta-data"] = f"{MARK}\ninstance-id: edge-{digest[:16]}\n"
         wanted = {name: text for name, text in texts.items() if _is_to_write(boot / name, name, text)}
         if not same:
@@ -161,7 +161,7 @@ def _put(path: Path, text: str) -> None:
     fresh.replace(path)
 
 
-def _write_tar(path: Path, entries: Sequence[Entry]) -> None:
+def write_tar(path: Path, entries: Sequence[Entry]) -> None:
     """Every entry, owned by root. Equal entries make equal bytes."""
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
         for entry in entries:
@@ -177,7 +177,8 @@ def _write_tar(path: Path, entries: Sequence[Entry]) -> None:
                 tar.addfile(member, io.BytesIO(entry.data or b""))
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):

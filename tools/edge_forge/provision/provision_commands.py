@@ -21,10 +21,12 @@ from edge_forge.provision import image_plan
 from edge_forge.provision.cloud_seed import remove_seed, write_seed
 from edge_forge.provision.devices import Device, read_devices
 from edge_forge.provision.first_boot import FirstBoot, check_can_boot, first_boot
+from edge_forge.provision.image_layer import write_layer
 from edge_forge.provision.image_writer import GROUP, Action, Entry, ImageWriter
 from edge_forge.provision.raw_image import mounted_image
 from edge_forge.provision.target_root import TargetRoot, group_id, inspect_root
 from edge_forge.provision.target_wheels import WheelOrder, unpack, wheels_for
+from edge_forge.provision.user_space_image import has_loop_devices, unpacked_image
 
 _CACHE: Final = "edge-forge/wheels"
 
@@ -58,9 +60,14 @@ def provision_verb(arguments: argparse.Namespace) -> int:
     named = str(arguments.root)
     if not arguments.root.is_file():
         return _provision(argparse.Namespace(**{**vars(arguments), "named": named}))
-    read_only = arguments.dry_run or arguments.seed is not None
-    with mounted_image(arguments.root, read_only) as root:
-        return _provision(argparse.Namespace(**{**vars(arguments), "root": root, "named": named}))
+    read_only = arguments.dry_run or arguments.seed is not None or arguments.layer is not None
+    if has_loop_devices():
+        with mounted_image(arguments.root, read_only) as root:
+            return _provision(argparse.Namespace(**{**vars(arguments), "root": root, "named": named}))
+    print("no loop devices here: the image is unpacked, filled and written by e2fsprogs", file=sys.stderr, flush=True)
+    with unpacked_image(arguments.root, read_only) as image:
+        more = {"root": image.folder, "named": named, "free_bytes": image.free_bytes}
+        return _provision(argparse.Namespace(**{**vars(arguments), **more}))
 
 
 def _provision(arguments: argparse.Namespace) -> int:
@@ -69,9 +76,9 @@ def _provision(arguments: argparse.Namespace) -> int:
         return _remove(arguments)
     with tempfile.TemporaryDirectory(prefix="edge-provision-") as scratch:
         job = _job(arguments, Path(scratch))
-        if arguments.seed is not None:
-            return _seed(arguments, job)
-        writer = ImageWriter(arguments.root, own=os.geteuid() == 0)
+        if arguments.seed is not None or arguments.layer is not None:
+            return _beside(arguments, job)
+        writer = _writer(arguments)
         entries = [*job.shared, *(one for board in job.own if board.name == job.into for one in board.entries)]
         actions = writer.plan(entries)
         writer.check_room(actions, _first_boot_bytes(job))
@@ -84,13 +91,28 @@ def _provision(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _seed(arguments: argparse.Namespace, job: ImageJob) -> int:
-    """The files of one board as a seed on the boot partition; the root is only looked at."""
-    if not job.into or arguments.boot:
-        raise UsageError("a seed is one board's", None, "name it by --device, without --out and --boot")
-    entries = [*job.shared, *(one for board in job.own if board.name == job.into for one in board.entries)]
-    done = write_seed(arguments.seed, entries, arguments.dry_run)
-    print(json.dumps({"seed": str(arguments.seed), "files": done}, indent=2) if arguments.json else "\n".join(done))
+def _writer(arguments: argparse.Namespace) -> ImageWriter:
+    free = getattr(arguments, "free_bytes", None)
+    own = os.geteuid() == 0
+    return ImageWriter(arguments.root, own=own) if free is None else ImageWriter(arguments.root, own, lambda _: free)
+
+
+def _beside(arguments: argparse.Namespace, job: ImageJob) -> int:
+    """A seed for the boot partition, or a layer of rpi-image-gen; the root is only looked at."""
+    if arguments.boot or (arguments.seed is not None and arguments.layer is not None):
+        raise UsageError("--seed, --layer and --boot are three things", None, "give one of them")
+    own = [one for board in job.own if board.name == job.into for one in board.entries]
+    if arguments.seed is not None:
+        if not job.into:
+            raise UsageError("a seed is one board's", None, "name it by --device, without --out")
+        kind, folder = "seed", arguments.seed
+        done = write_seed(folder, [*job.shared, *own], arguments.dry_run)
+    else:
+        kind, folder = "layer", arguments.layer
+        done = write_layer(folder, [*job.shared, *own], arguments.dry_run)
+        if not arguments.dry_run:
+            _write_overlays(job, arguments.out)
+    print(json.dumps({kind: str(folder), "files": done}, indent=2) if arguments.json else "\n".join(done))
     return 0
 
 
@@ -247,7 +269,9 @@ def _remove(arguments: argparse.Namespace) -> int:
         done = remove_seed(arguments.seed, arguments.dry_run)
         print(json.dumps({"seed": str(arguments.seed), "files": done}, indent=2) if arguments.json else "\n".join(done))
         return 0
-    actions = ImageWriter(arguments.root, own=os.geteuid() == 0).remove(arguments.dry_run)
+    if arguments.layer is not None:
+        raise UsageError("a layer is a folder of its own", str(arguments.layer), "delete it")
+    actions = _writer(arguments).remove(arguments.dry_run)
     kept = [one for one in actions if one.kind == "keep"]
     if arguments.json:
         print(json.dumps({"files": [{"action": one.kind, "name": f"/{one.name}"} for one in actions]}, indent=2))

@@ -10,7 +10,7 @@ import contextlib
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -56,7 +56,7 @@ def mounted_image(image: Path, read_only: bool) -> Iterator[Path]:
     """
     if os.geteuid() != 0:
         raise UsageError("only root can mount an image", str(image), "run it with sudo, or name a mounted root")
-    number = _root_number(image, partitions(image))
+    number = root_partition(image, partitions(image), lambda one: _is_root(image, one))
     with _mounted(image, number, read_only) as root:
         yield root
 
@@ -105,14 +105,14 @@ def _system(image: Path, start: int) -> str:
     return ""
 
 
-def _root_number(image: Path, found: Sequence[Partition]) -> Partition:
+def _is_root(image: Path, part: Partition) -> bool:
+    with _mounted(image, part, read_only=True) as place:
+        return (place / "etc").is_dir() and (place / "usr").is_dir()
+
+
+def root_partition(image: Path, found: Sequence[Partition], holds_root: Callable[[Partition], bool]) -> Partition:
     """The partition with a root file system. Raises EdgeError where there is none, or more than one."""
-    roots = []
-    for one in found:
-        if one.system:
-            with _mounted(image, one, read_only=True) as place:
-                if (place / "etc").is_dir() and (place / "usr").is_dir():
-                    roots.append(one)
+    roots = [one for one in found if one.system and holds_root(one)]
     if not roots:
         names = ", ".join(f"{one.text()}: {one.system or 'no file system of Linux'}" for one in found)
         raise EdgeError(f"no partition holds a root file system with etc and usr ({names})", str(image))
