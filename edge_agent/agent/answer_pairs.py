@@ -6,6 +6,7 @@ A file of its own because it knows neither workers nor the course of a trial (`t
 from __future__ import annotations
 
 import hashlib
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,15 +15,21 @@ from edge_agent.core.job import Job
 from edge_agent.core.version_trial import Pair
 from edge_agent.protocol.worker_messages import JobWork
 
+COPIES = 16
+"""Requests of each kind that wait to be computed by the other version; the oldest of the client that holds most is
+dropped first."""
+CLIENTS = 256
+"""Of so many it is known how much of theirs was compared; then all begin anew."""
 SAME_COSINE = 0.99
 """Embeddings that agree: retrieval ranks hardly differ above it (cosine of the two versions' vectors)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Copy:
     """A request that one version has answered, with its answer; `alone`: nothing else was computed meanwhile. `heat_c`:
     the board's temperature then."""
 
+    client: str
     work: JobWork = field(repr=False)
     rows: int
     results: Sequence[Mapping[str, Any]] = field(repr=False)
@@ -30,6 +37,38 @@ class Copy:
     alone: bool
     joules: float | None
     heat_c: float | None
+
+
+class WaitingCopies:
+    """At most `COPIES` requests, shared between clients as the queue is: a client that asks without pause would
+    otherwise decide alone what the new version is judged by. Clients are told apart by their reply topics."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Copy] = deque(maxlen=COPIES + 1)
+        self._taken: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, copy: Copy) -> None:
+        """One more; of more than `COPIES` one is dropped."""
+        self._waiting.append(copy)
+        if len(self._waiting) > COPIES:
+            held = Counter(one.client for one in self._waiting)
+            self._waiting.remove(max(self._waiting, key=lambda one: held[one.client]))  # of equal ones the oldest
+
+    def take(self) -> Copy:
+        """The oldest of the client of which least was taken. Raises ValueError where there is none."""
+        copy = min(self._waiting, key=lambda one: self._taken[one.client])
+        self._waiting.remove(copy)
+        if len(self._taken) > CLIENTS:
+            self._taken.clear()
+        self._taken[copy.client] += 1
+        return copy
+
+    def clear(self) -> None:
+        """Forget all: they hold texts."""
+        self._waiting.clear()
 
 
 def compare(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> bool:

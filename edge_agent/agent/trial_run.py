@@ -30,7 +30,7 @@ from dataclasses import replace
 
 import msgspec
 
-from edge_agent.agent.answer_pairs import Copy, draw, is_comparable, pair, work_of
+from edge_agent.agent.answer_pairs import COPIES, Copy, WaitingCopies, draw, is_comparable, pair, work_of
 from edge_agent.agent.context import Context
 from edge_agent.agent.host_monitor import HostMonitor
 from edge_agent.agent.model_manager import ModelManager, NoRoom
@@ -46,8 +46,6 @@ from edge_agent.core.version_trial import Pair, VersionTrial
 from edge_agent.protocol.worker_messages import AnyEvent, JobDone, JobFailed, JobWork
 
 log = logging.getLogger("edge_agent")
-COPIES = 16
-"""Requests of each kind that wait to be computed by the other version; the oldest is dropped first."""
 LOOK_S = 0.05
 """How often a running copy looks whether a request arrived."""
 LOAD_AGAIN_S = 30.0
@@ -144,7 +142,7 @@ class TrialRun:
         self.trial = trial
         self.waits_for = ""
         self.answered = self.turns = 0
-        self._copies: deque[Copy] = deque(maxlen=COPIES)
+        self._copies = WaitingCopies()
         self._back: deque[Copy] = deque(maxlen=COPIES)
         self._arrived = asyncio.Event()
         self._candidate = CandidateModel(context, manager, model, self._died_idle)
@@ -169,7 +167,7 @@ class TrialRun:
         if fault is not None:
             self.trial.add(Pair(fault))
         else:
-            self._copies.append(self._copy(job, event, joules, alone=event.batch == job.rows and not self._taken))
+            self._copies.add(self._copy(job, event, joules, alone=event.batch == job.rows and not self._taken))
         self._arrived.set()
 
     def take(self, job: Job) -> bool:
@@ -198,7 +196,7 @@ class TrialRun:
                 if over or (wanted and not await self._loaded()):
                     await self._end_turn()
                 elif self._copies and self._idle():
-                    await self._compare(self._copies.popleft())
+                    await self._compare(self._copies.take())
                 else:
                     self._arrived.clear()
                     with contextlib.suppress(asyncio.TimeoutError):
@@ -445,7 +443,7 @@ class TrialRun:
 
     def _copy(self, job: Job, event: JobDone, joules: float | None, alone: bool) -> Copy:
         work = work_of(job)
-        return Copy(work, job.rows, event.results, event.compute_ms, alone, joules, self._temperature_c())
+        return Copy(job.key[0], work, job.rows, event.results, event.compute_ms, alone, joules, self._temperature_c())
 
     def _temperature_c(self) -> float | None:
         found = self._host.reading("temperature")
@@ -474,7 +472,8 @@ class TrialRun:
         if not isinstance(outcome, JobDone):
             self.trial.add(Pair(outcome if isinstance(outcome, str) else outcome.reason))
         elif self._warm:
-            other = Copy(copy.work, copy.rows, outcome.results, outcome.compute_ms, True, joules, self._temperature_c())
+            other = replace(copy, results=outcome.results, compute_ms=outcome.compute_ms, alone=True, joules=joules,
+                            heat_c=self._temperature_c())  # fmt: skip
             self.trial.add(pair(copy, other))
         self._warm = True  # the first step after a load allocates and reads what later ones find
 
@@ -551,7 +550,8 @@ class TrialRun:
         if not isinstance(event, JobDone) or not warm:
             return None
         heat_c = self._temperature_c()
-        return Copy(copy.work, copy.rows, event.results, event.compute_ms, not self._taken, joules, heat_c)
+        return replace(copy, results=event.results, compute_ms=event.compute_ms, alone=not self._taken, joules=joules,
+                       heat_c=heat_c)  # fmt: skip
 
 
 def _runs(job: Job) -> bool:

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from edge_agent.base.causes import Cause
-from edge_agent.base.errors import RequestError, UsageError
+from edge_agent.base.errors import RequestError, UsageError, brief
 from edge_agent.base.limits import CORRELATION_BYTES, DEADLINE_MAX_S
 from edge_agent.client.answers import (
     Answer,
@@ -417,7 +417,9 @@ def _served(reply: Reply) -> Reply:
 
 def _name(what: str, name: str) -> str:
     if not NAME.fullmatch(name):
-        raise UsageError(f"{name!r} cannot be a {what}'s name: letters, digits and . _ : @ - are taken, at most 64")
+        raise UsageError(
+            f"{brief(name)} cannot be a {what}'s name: letters, digits and . _ : @ - are taken, at most 64"
+        )
     return name
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 import pytest
 
-from edge_agent.agent.answer_pairs import compare
+from edge_agent.agent.answer_pairs import COPIES, Copy, WaitingCopies, compare
 from edge_agent.base.causes import Cause, Closure, DeathCause
 from edge_agent.base.errors import StoreError
 from edge_agent.core.version_trial import MOST_DEATHS, MOST_RESTARTS
+from edge_agent.protocol.worker_messages import JobWork
 from tests.support.fakes import FakeLibrary, KeptTrials, Plan, a_model, a_variant
 from tests.support.in_process import Device
 from tests.support.virtual_time import later
@@ -252,6 +254,28 @@ def test_a_trial_that_ends_while_no_daemon_runs_is_no_longer_shown_as_running(pr
 
     for scenario in (begun, second):
         Device.run(scenario, ports={"library": library, "trials": kept})
+
+
+def copy(client: str, number: int) -> Copy:
+    return Copy(client, JobWork(f"{number}", None, {}), 1, (), 1.0, True, None, None)
+
+
+def test_no_client_decides_a_trial_alone_by_asking_more() -> None:
+    waiting = WaitingCopies()
+    for number in range(1000):
+        waiting.add(copy("hog", number))
+        if number % 100 == 0:
+            waiting.add(copy("a", number))
+        if number % 250 == 0:
+            waiting.add(copy("b", number))
+    assert len(waiting) == COPIES
+    order = [waiting.take().client for _ in range(COPIES)]
+    assert set(order[:3]) == set(order[3:6]) == {"a", "b", "hog"}
+    assert Counter(order) == {"a": 6, "b": 4, "hog": 6}
+    for number in range(40):
+        waiting.add(copy("hog", number))
+    assert [waiting.take().work.id for _ in range(COPIES)] == [f"{number}" for number in range(24, 40)], "the newest"
+    assert not len(waiting)
 
 
 def test_labelled_spans_agree_by_label_and_place() -> None:
