@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 BUILD = Path("build/fuzz")
 # libFuzzer's own limits stand far above the target's and catch what stops Python itself: a loop or memory in C.
-HANG_S, RESIDENT_MIB = 30, 1024
+RESIDENT_MIB = 1024
 OVERTIME_S = 300.0
 REGRESSIONS = Path(__file__).parent / "regressions"
 
@@ -107,7 +107,7 @@ def _run_one(name: str, seconds: float) -> None:
         chance = Random(seed)
         return bytes((target.mutated(data, chance) if chance.random() < 0.5 else atheris.Mutate(data, most))[:most])
 
-    flags = [f"-max_total_time={seconds:.0f}", f"-max_len={target.size_bytes}", f"-timeout={HANG_S}",
+    flags = [f"-max_total_time={seconds:.0f}", f"-max_len={target.size_bytes}", f"-timeout={target.hang_s}",
              f"-rss_limit_mb={RESIDENT_MIB}", f"-artifact_prefix={found}/"]  # fmt: skip
     atheris.Setup(
         [sys.argv[0], *flags, str(corpus)], lambda data: _try(target, name, data, seen), custom_mutator=changed

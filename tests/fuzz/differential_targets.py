@@ -213,10 +213,15 @@ def _resigned(data: bytes, chance: Random) -> bytes:
     return sign.wrap(RELEASE_TYPE, mutate.by_json(payload, chance), [_key()] * chance.randrange(1, 3))
 
 
+START_S = 600
+"""A runtime's process is started within an input, the first (empty) one or the one after a death. Its imports took more
+than 30 s of wall-clock time on a busy machine, which libFuzzer reported as a hang of the empty input."""
 TARGETS = {
     "onnx-protobuf": Target(graph_by_protobuf, (), with_external_data, mutate.by_protobuf),
-    "onnx-runtime": Target(graph_by_runtime, (), with_external_data, mutate.by_protobuf, size_bytes=8 * limits.KIB),
-    "gguf-llama": Target(gguf_by_llama, (), corpus.ggufs, mutate.by_gguf),
+    "onnx-runtime": Target(
+        graph_by_runtime, (), with_external_data, mutate.by_protobuf, size_bytes=8 * limits.KIB, hang_s=START_S
+    ),
+    "gguf-llama": Target(gguf_by_llama, (), corpus.ggufs, mutate.by_gguf, hang_s=START_S),
     "safetensors-library": Target(
         safetensors_by_library, (), lambda: [*corpus.safetensors(), *corpus.attachable()], mutate.by_safetensors
     ),

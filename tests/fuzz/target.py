@@ -23,13 +23,15 @@ from edge_agent.base.limits import KIB, MIB
 SECONDS = 1.0
 MEMORY_BYTES = 64 * MIB
 SENTENCE_CHARS = 1_000
+HANG_S = 30
+"""Wall-clock time after which libFuzzer takes an input for one that hangs: far above SECONDS, for loops in C."""
 
 
 class Target(NamedTuple):
     """A parser with its input's form.
 
     `run` reads the bytes and may raise `allowed`; `seeds` are real inputs, which it takes; `mutated` changes one with
-    its form in mind; no input is longer than `size_bytes`.
+    its form in mind; no input is longer than `size_bytes`; `hang_s`: see `HANG_S`.
     """
 
     run: Callable[[bytes], object]
@@ -38,6 +40,7 @@ class Target(NamedTuple):
     mutated: Callable[[bytes, Random], bytes]
     size_bytes: int = 64 * KIB
     memory_bytes: int = MEMORY_BYTES
+    hang_s: int = HANG_S
 
 
 class Found(Exception):

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
-from tests.fuzz import device_targets, differential_targets, forge_targets
+from tests.fuzz import device_targets, differential_targets, forge_targets, later_targets
 
-TARGETS = {**device_targets.TARGETS, **forge_targets.TARGETS, **differential_targets.TARGETS}
+TARGETS = {
+    **device_targets.TARGETS,
+    **forge_targets.TARGETS,
+    **later_targets.TARGETS,
+    **differential_targets.TARGETS,
+}
