@@ -60,7 +60,7 @@ def _add_demo(verbs: Any) -> None:
         "--build", type=Path, default=Path("build"), help="where everything is built and kept (default: build)"
     )
     verb.add_argument(
-        "--models", type=Path, default=Path("models"), help="folder of the shipped recipes (default: models)"
+        "--models", type=Path, help="folder of the shipped recipes (default: models, or those in the wheel)"
     )
     verb.add_argument("--stay", action="store_true", help="keep broker and daemon running until Ctrl-C, to be asked")
     verb.add_argument("--port", type=int, default=0, help="the broker's port on 127.0.0.1 (default: a free one)")

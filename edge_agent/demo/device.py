@@ -36,19 +36,35 @@ _NO_CLONE = "run it from a clone of the project, or name --models"
 
 
 def build_packages(build: Path, recipe: Path, settings: Sequence[str] = (), remedy: str = _NO_CLONE) -> Built:
-    """Run a recipe with `settings` ('KEY=VALUE') in place of its own. Raises EdgeError; `remedy`: if it is missing.
+    """Run a recipe with `settings` ('KEY=VALUE') in place of its own. Raises EdgeError; `remedy`: if it is missing."""
+    return built_by(call(build_command(build, [recipe], settings, remedy), capture=True))
+
+
+def build_command(
+    build: Path, recipes: Sequence[Path], settings: Sequence[str] = (), remedy: str = _NO_CLONE
+) -> list[str]:
+    """The command that builds the recipes, all of which train at the same time; `built_by` reads what it prints.
+
+    There is no trial in a scratch store, because the demo installs at once what was built. Raises EdgeError.
+    """
+    for recipe in recipes:
+        if not recipe.exists():
+            raise EdgeError(f"there is no recipe {recipe}", "demo", remedy)
+    options = [part for setting in settings for part in ("--set", setting)]
+    together = ["--together", str(len(recipes))] if len(recipes) > 1 else []
+    places = map(str, recipes)
+    return module_command(
+        "edge_forge.cli", "build", *places, *options, *together, "--build", str(build), "--no-trial", "--json"
+    )
+
+
+def built_by(printed: bytes) -> Built:
+    """What `build_command` made.
 
     Merged models are left out, because one base is to carry all adapters: a device that has those too would answer by
-    them where they are faster (`core.adapter_routing`), each alone in its batch. There is no trial in a scratch store,
-    because the demo installs at once what was built.
+    them where they are faster (`core.adapter_routing`), each alone in its batch.
     """
-    if not recipe.exists():
-        raise EdgeError(f"there is no recipe {recipe}", "demo", remedy)
-    options = [part for setting in settings for part in ("--set", setting)]
-    command = module_command(
-        "edge_forge.cli", "build", str(recipe), *options, "--build", str(build), "--no-trial", "--json"
-    )
-    found = msgspec.json.decode(call(command, capture=True))
+    found = msgspec.json.decode(printed)
     packages = (Path(path) for path in found["packages"])
     return Built(tuple(path for path in packages if "-merged-" not in path.name), Path(found["trust_root"]))
 

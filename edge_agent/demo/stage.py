@@ -10,8 +10,10 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -266,11 +268,88 @@ def call(command: Sequence[str], capture: bool = False) -> bytes:
     """Run a command as a user would; returns what it printed where `capture`. Raises EdgeError when it fails."""
     stdout = subprocess.PIPE if capture else None
     done = subprocess.run(_tied(command), stdout=stdout, check=False, env=child_environment(os.environ))
-    if done.returncode == 130:
+    return _ended(command, done.returncode, done.stdout or b"")
+
+
+def _ended(command: Sequence[str], code: int, printed: bytes) -> bytes:
+    if code == 130:
         raise KeyboardInterrupt
-    if done.returncode != 0:
+    if code != 0:
         raise EdgeError(f"`{' '.join(command[1:5])} ...` failed, see above", "demo")
-    return done.stdout or b""
+    return printed
+
+
+_HELD_LINES = 200
+_MEANWHILE_NICENESS = 10
+
+
+class Beside:
+    """A command at work while its caller does something else. Its progress lines are held back until `result`."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._command = command
+        self._process = subprocess.Popen(
+            _tied(["nice", "-n", str(_MEANWHILE_NICENESS), *command]),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=child_environment(os.environ),
+        )  # fmt: skip
+        self._lock = threading.Lock()
+        self._held: deque[str] | None = deque(maxlen=_HELD_LINES)
+        self._printed = b""
+        self._readers = [threading.Thread(target=self._follow), threading.Thread(target=self._read)]
+        for reader in self._readers:
+            reader.start()
+
+    def result(self) -> bytes:
+        """Show its progress, wait for its end, return what it printed. Raises EdgeError when it fails."""
+        with self._lock:
+            held, self._held = self._held or (), None
+            for line in held:
+                _show(line)
+        for reader in self._readers:
+            reader.join()
+        return _ended(self._command, self._process.wait(), self._printed)
+
+    def close(self) -> None:
+        """End it where it is still at work."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        for reader in self._readers:
+            reader.join()
+
+    def _follow(self) -> None:
+        assert self._process.stderr is not None  # noqa: S101 - it is a pipe
+        for data in self._process.stderr:
+            line = data.decode(errors="replace")
+            with self._lock:
+                if self._held is None:
+                    _show(line)
+                else:
+                    self._held.append(line)
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None  # noqa: S101 - it is a pipe
+        self._printed = self._process.stdout.read()
+
+
+def _show(line: str) -> None:
+    sys.stderr.write(line)
+    sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def beside(command: Sequence[str]) -> Iterator[Beside]:
+    """Run a command at low priority while the block goes on; it is ended with the block."""
+    running = Beside(command)
+    try:
+        yield running
+    finally:
+        running.close()
 
 
 def say(step: str, text: str) -> None:

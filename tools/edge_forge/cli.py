@@ -82,7 +82,12 @@ def _parser() -> argparse.ArgumentParser:
         _recipe_arguments(step)
         step.set_defaults(run="edge_forge.commands:step", verb=verb)
     build = verbs.add_parser("build", help="all of it: from data to signed packages and a report")
-    _recipe_arguments(build)
+    build.add_argument("recipe", type=Path, nargs="+", help="recipes, or folders that hold one")
+    build.add_argument(
+        "--together", type=_count, default=1, metavar="N",
+        help="of several recipes train so many at the same time, each in its own process (default: 1)",
+    )  # fmt: skip
+    _common_arguments(build)
     build.add_argument(
         "--no-trial", action="store_true", help="do not install the packages in a scratch store (default: do)"
     )

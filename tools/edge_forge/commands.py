@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,24 +99,31 @@ def step(arguments: argparse.Namespace) -> int:
     return 0
 
 
+class _Built(NamedTuple):
+    """What a build made of one recipe: its figures, and the report's files (Markdown, HTML)."""
+
+    opened: Opened
+    figures: Figures
+    report: tuple[Path, Path]
+
+
 def build(arguments: argparse.Namespace) -> int:
-    """`edge-forge build`: all steps of a recipe, and its report."""
-    kind, plan, file = open_plan(arguments)
-    if arguments.no_trial:
-        plan.signer.hand_out_untried()
-    cache = plan.steps.cache
-    with lines_named(file, arguments.overlay), cache.locked():
-        figures = make(plan)
-        figures["recipe"] = {**figures["recipe"], "file": str(file.resolve())}
-        stem = report_stem(cache.root / "reports", plan.recipe.name, file.resolve())
-        written = write_report(cache, stem, figures, kind.report.report(figures))
+    """`edge-forge build`: all steps of each recipe, and its report."""
+    opened = _opened_together(arguments)
+    first = opened[0].plan
+    cache = first.steps.cache
+    with cache.locked():
+        if arguments.together > 1:
+            _train_together(opened, arguments)
+        made = [_built(one, arguments) for one in opened]
         cache.collect(time.time())
-    packages = [cache.root / "packages" / one["file"] for one in figures["packages"]]
+    shipped = {one["file"]: one for found in made for one in found.figures["packages"]}
+    packages = [cache.root / "packages" / name for name in shipped]
     result = {
         "packages": [str(path) for path in packages],
-        "trust_root": str(plan.signer.keys.root_file),
-        "signing_key": plan.signer.key_as_dict(),
-        "report": [str(path) for path in written],
+        "trust_root": str(first.signer.keys.root_file),
+        "signing_key": first.signer.key_as_dict(),
+        "report": [str(path) for found in made for path in found.report],
     }
     if arguments.json:
         print(json.dumps(result, indent=1, ensure_ascii=False))
@@ -123,18 +131,68 @@ def build(arguments: argparse.Namespace) -> int:
     print_table(
         ("package", "what", "size"),
         [[str(path), one["what"], size(one["size_bytes"])]
-         for path, one in zip(packages, figures["packages"], strict=True)],
+         for path, one in zip(packages, shipped.values(), strict=True)],
     )  # fmt: skip
-    print(f"signed by   {plan.signer.key_named}")
-    print(f"trust root  {plan.signer.keys.root_file}\nreport      {written[1]}")
-    for line in kind.report.score_lines(figures):
-        print(line)
+    print(f"signed by   {first.signer.key_named}")
+    print(f"trust root  {first.signer.keys.root_file}")
+    for found in made:
+        print(f"report      {found.report[1]}")
+        for line in found.opened.kind.report.score_lines(found.figures):
+            print(line)
     if arguments.no_trial:
         print("not tried   --no-trial: whether a device takes these packages is not known")
     print(
         "install     edge-agent install PACKAGE, on the device or with --config (the base's first, then the adapter's)"
     )
     return 0
+
+
+def _opened_together(arguments: argparse.Namespace) -> list[Opened]:
+    """The plans of all named recipes. Raises UsageError where they are not of one build folder."""
+    progress = Progress(quiet=arguments.quiet)
+    several = len(arguments.recipe) > 1
+    opened = []
+    for place in arguments.recipe:
+        name = place.parent.name if place.name == "recipe.toml" else place.name
+        opened.append(open_plan(arguments, place, progress.named(name) if several else progress))
+    if len({one.plan.steps.cache.root.absolute() for one in opened}) > 1:
+        raise UsageError("the recipes are of several projects, each with its build folder", "build", "name --build DIR")
+    if arguments.no_trial:
+        for one in opened:
+            one.plan.signer.hand_out_untried()
+    return opened
+
+
+def _train_together(opened: Sequence[Opened], arguments: argparse.Namespace) -> None:
+    """Run the trainings of the plans, `arguments.together` at a time; what is wrong with any is raised before."""
+    different: dict[str, Opened] = {}
+    for one in opened:
+        with lines_named(one.file, arguments.overlay):
+            one.plan.prepare()
+            _ = one.plan.signer.keys
+        # Two that would make the same result would write into one folder; the second one finds it made.
+        training = one.plan.training
+        recipe: Any = one.plan.recipe
+        made_of = (training.data_step.digests(), training.base.base_id, recipe.training)
+        different.setdefault(repr(made_of), one)
+
+    def train(one: Opened) -> None:
+        with lines_named(one.file, arguments.overlay):
+            _ = one.plan.training.trained
+
+    with ThreadPoolExecutor(arguments.together, "train") as pool:
+        for done in [pool.submit(train, one) for one in different.values()]:
+            done.result()
+
+
+def _built(one: Opened, arguments: argparse.Namespace) -> _Built:
+    kind, plan, file = one
+    cache = plan.steps.cache
+    with lines_named(file, arguments.overlay):
+        figures = make(plan)
+    figures["recipe"] = {**figures["recipe"], "file": str(file.resolve())}
+    stem = report_stem(cache.root / "reports", plan.recipe.name, file.resolve())
+    return _Built(one, figures, write_report(cache, stem, figures, kind.report.report(figures)))
 
 
 def make(plan: RecipePlan, ship: bool = True) -> dict[str, Any]:

@@ -165,6 +165,10 @@ class Progress:
         """A bar over `total` units."""
         return Bar(self, what, total)
 
+    def named(self, name: str) -> Progress:
+        """The same output, each line beginning with `name`: for recipes that are built side by side."""
+        return _NamedProgress(self, name)
+
     def say(self, text: str) -> None:
         """One line about what happens."""
         if not self._quiet:
@@ -187,6 +191,18 @@ class Progress:
             self._stream.flush()
             self._moving = moving
             self.written_s = self.clock()
+
+
+class _NamedProgress(Progress):
+    """Writes by another one, which keeps the lock and knows whether a moving line is shown."""
+
+    def __init__(self, of: Progress, name: str) -> None:
+        super().__init__(of._stream, of.clock, of._quiet)
+        self._of, self._name = of, name
+
+    def _write(self, text: str, moving: bool) -> None:
+        self._of._write(f"{self._name}: {text.lstrip()}", moving)
+        self.written_s = self.clock()
 
 
 def duration(seconds: float) -> str:

@@ -32,7 +32,7 @@ class LateClient:
 def test_an_adapter_that_is_taken_over_late_is_asked_again(monkeypatch, capsys):
     monkeypatch.setattr(show, "LOOK_AGAIN_S", 0.0)
     client = LateClient(2)
-    assert asyncio.run(show._ask(client, "a", "text"))["status"] == 200 and client.asked == 3
+    assert asyncio.run(show._ask(client, "b", "a", "text"))["status"] == 200 and client.asked == 3
     client = LateClient(2)
     asyncio.run(show._stream(client, "a", "text", time.monotonic() + 60.0))
     assert client.asked == 3 and "on" in capsys.readouterr().out
@@ -41,6 +41,6 @@ def test_an_adapter_that_is_taken_over_late_is_asked_again(monkeypatch, capsys):
 def test_one_that_never_comes_ends_the_demo(monkeypatch):
     monkeypatch.setattr(show, "TAKE_OVER_S", -1.0)
     with pytest.raises(EdgeError, match="no such adapter"):
-        asyncio.run(show._ask(LateClient(9), "a", "text"))
+        asyncio.run(show._ask(LateClient(9), "b", "a", "text"))
     with pytest.raises(EdgeError, match="no such adapter"):
         asyncio.run(show._stream(LateClient(9), "a", "text", time.monotonic() - 1.0))

@@ -126,3 +126,25 @@ def test_the_watch_ends_with_the_work():
         assert any(thread.name == "progress" for thread in threading.enumerate())
         raise ValueError("broken")
     assert not any(thread.name == "progress" for thread in threading.enumerate())
+
+
+def test_lines_of_recipes_that_are_built_side_by_side_say_whose_they_are():
+    out = Terminal()
+    progress = Progress(out, Clock())
+    one, other = progress.named("one"), progress.named("other")
+    bar = one.bar("train", 2)
+    bar.done()
+    other.warn("too long")
+    progress.say("done")
+    assert out.getvalue().splitlines()[0].startswith("one: train [")
+    assert "other: warning: too long\n" in out.getvalue() and out.getvalue().endswith("done\n")
+
+
+def test_a_moving_line_of_one_recipe_is_replaced_by_the_line_of_another():
+    clock, out = Clock(), Terminal()
+    progress = Progress(out, clock)
+    bar = progress.named("one").bar("train", 4)
+    clock.now_s += 1.0
+    bar.advance()
+    progress.named("other").say("sign")
+    assert out.getvalue().endswith("\r\x1b[Kother: sign\n")

@@ -81,3 +81,23 @@ def test_gradients_are_exchanged_once_a_batch_whatever_the_number_of_its_parts()
     batch = {"attention_mask": torch.ones(3, 4), "labels": torch.zeros(3)}
     loss = ClassifierTrainer.training_step(trainer, Model(), batch)
     assert trainer.accelerator.exchanged == [False, False, True] and float(loss) == pytest.approx(1.0)
+
+
+def in_turn(monkeypatch: pytest.MonkeyPatch, ms: dict[str, list[float]]) -> tuple[dict[str, float], int]:
+    """(what is found for cases whose steps take `ms` one after another, steps that were timed)."""
+    bench = object.__new__(speed._Bench)
+    bench.measured_ms, bench._ends_s, bench.compute_for = {}, float("inf"), lambda _: None
+    left, timed = {name: iter(values) for name, values in ms.items()}, []
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr(bench, "_step", lambda _, name: timed.append(name) or next(left[name]))
+    return bench.in_turn({name: (1, name) for name in ms}), len(timed)
+
+
+def test_a_case_that_is_clearly_slower_is_timed_once_after_its_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, steps = in_turn(monkeypatch, {"fp32": [9.0, 2.0, 1.0], "bf16": [9.0, 3.0, 1.0]})
+    assert found == {"fp32": 2.0, "bf16": 3.0} and steps == 4
+
+
+def test_cases_that_are_close_are_timed_in_all_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, steps = in_turn(monkeypatch, {"fp32": [9.0, 2.0, 2.1, 2.2], "bf16": [9.0, 2.5, 1.9, 2.4]})
+    assert found == {"fp32": 2.0, "bf16": 1.9} and steps == 8

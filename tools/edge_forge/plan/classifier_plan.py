@@ -50,21 +50,28 @@ class ClassifierPlan:
         if self.teacher is not None:
             _ = self.teacher.exports.traced
         elif self.training.takes_seconds:
-            self._trace_beside_training()
+            self._export_beside_training()
         else:
             _ = self.exports.traced
 
-    def _trace_beside_training(self) -> None:
-        """Trace the base while the training's own process works: of a short training, tracing is the longer part.
+    def _export_beside_training(self) -> None:
+        """Trace and export the base while the training's own process works: of a short training, that is the longer
+        part. Nothing is timed meanwhile.
 
         What is wrong with the base is raised, as it is where the trace comes first; the training is done by then.
         """
-        with ThreadPoolExecutor(1, "trace") as pool:
-            traced = pool.submit(lambda: self.exports.traced)
+        with ThreadPoolExecutor(1, "export") as pool:
+            exported = pool.submit(self._export_base)
             try:
-                _ = self.training.trained
+                _ = self.training.evaluated
             finally:
-                _ = traced.result()
+                exported.result()
+
+    def _export_base(self) -> None:
+        """Run the steps of the base's graphs that need no training."""
+        _ = self.exports.traced
+        if self.exports.has_multi_adapter:
+            _ = (self.exports.base_export, self.exports.base_formats)
 
     def figures(self, ship: bool) -> dict[str, Any]:
         """Run what is left of the plan and gather its figures; see `report.classifier_report` for the keys.

@@ -14,6 +14,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -81,8 +82,12 @@ class StepRunner:
 def quiet() -> None:
     """No progress bars of transformers within a step: the forge has its own. Called before the step imports PyTorch.
 
+    OpenMP threads that wait by spinning keep the core from the thread that they wait for as soon as another program
+    runs; OpenMP reads the variable when PyTorch is imported.
+
     Where torchao is installed, it says at its import, which peft causes, that it cannot load its extensions for GPUs.
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
     from transformers.utils import logging as transformers_logging

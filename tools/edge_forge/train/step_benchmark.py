@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -34,6 +34,8 @@ _TOKENS_AT_ONCE = (256, 512, 1024, 2048, 4096)
 _TOKENS_FOR_OTHERS = 512
 # Another precision or fewer threads must be so much faster to be taken.
 _WORTH = 0.95
+# A case that is so many times slower than another by one timing each is not timed further.
+_CLEAR = 1.5
 # A batch longer than this share of batches is timed: there the tokens at once matter.
 _LONG = 0.8
 
@@ -123,6 +125,11 @@ def _best_tokens(bench: _Bench, precision: str) -> int:
     return best
 
 
+def _are_clear(least_ms: Sequence[float]) -> bool:
+    fastest_ms, *others_ms = sorted(least_ms)
+    return all(other_ms >= _CLEAR * fastest_ms for other_ms in others_ms)
+
+
 class _Bench:
     """Times forward and backward of one long batch of `rows` rows, split by tokens."""
 
@@ -155,10 +162,13 @@ class _Bench:
         return self.keep(name, taken_ms)
 
     def in_turn(self, cases: dict[str, tuple[int, str]]) -> dict[str, float]:
-        """Least milliseconds per case (threads, precision), timed in turn, so that other load affects all alike."""
+        """Least milliseconds per case (threads, precision), timed in turn, so that other load affects all alike.
+
+        It ends after one timing each, beside the warm-up, where all others are `_CLEAR` times slower than the fastest.
+        """
         taken_ms: dict[str, list[float]] = {name: [] for name in cases}
         for turn in range(_TURNS + 1):
-            if turn > 1 and self.spent:
+            if turn > 1 and (self.spent or _are_clear([min(found[1:]) for found in taken_ms.values()])):
                 break
             for name, (threads, precision) in cases.items():
                 torch.set_num_threads(threads)
