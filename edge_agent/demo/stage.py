@@ -324,17 +324,19 @@ class Beside:
 
     def _follow(self) -> None:
         assert self._process.stderr is not None  # noqa: S101 - it is a pipe
-        for data in self._process.stderr:
-            line = data.decode(errors="replace")
-            with self._lock:
-                if self._held is None:
-                    _show(line)
-                else:
-                    self._held.append(line)
+        with self._process.stderr as stream:
+            for data in stream:
+                line = data.decode(errors="replace")
+                with self._lock:
+                    if self._held is None:
+                        _show(line)
+                    else:
+                        self._held.append(line)
 
     def _read(self) -> None:
         assert self._process.stdout is not None  # noqa: S101 - it is a pipe
-        self._printed = self._process.stdout.read()
+        with self._process.stdout as stream:
+            self._printed = stream.read()
 
 
 def _show(line: str) -> None:
