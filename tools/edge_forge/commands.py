@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,12 +110,12 @@ class _Built(NamedTuple):
 def build(arguments: argparse.Namespace) -> int:
     """`edge-forge build`: all steps of each recipe, and its report."""
     opened = _opened_together(arguments)
-    first = opened[0].plan
+    first = opened[0][0].plan
     cache = first.steps.cache
     with cache.locked():
         if arguments.together > 1:
-            _train_together(opened, arguments)
-        made = [_built(one, arguments) for one in opened]
+            _train_together(opened, arguments.together)
+        made = [_built(*one) for one in opened]
         cache.collect(time.time())
     shipped = {one["file"]: one for found in made for one in found.figures["packages"]}
     packages = [cache.root / "packages" / name for name in shipped]
@@ -147,48 +147,68 @@ def build(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _opened_together(arguments: argparse.Namespace) -> list[Opened]:
+_WithOverlay = tuple[Opened, Sequence[str]]
+"""A recipe's plan, and the settings that were given for it on the command line."""
+
+
+def _opened_together(arguments: argparse.Namespace) -> list[_WithOverlay]:
     """The plans of all named recipes. Raises UsageError where they are not of one build folder."""
     progress = Progress(quiet=arguments.quiet)
-    several = len(arguments.recipe) > 1
-    opened = []
-    for place in arguments.recipe:
-        name = place.parent.name if place.name == "recipe.toml" else place.name
-        opened.append(open_plan(arguments, place, progress.named(name) if several else progress))
-    if len({one.plan.steps.cache.root.absolute() for one in opened}) > 1:
+    places = {place: (place.parent if place.name == "recipe.toml" else place).name for place in arguments.recipe}
+    opened: list[_WithOverlay] = []
+    for place, name in places.items():
+        overlay = overlay_of(name, arguments.overlay, set(places.values()))
+        own = argparse.Namespace(**{**vars(arguments), "overlay": overlay})
+        opened.append((open_plan(own, place, progress.named(name) if len(places) > 1 else progress), overlay))
+    if len({one.plan.steps.cache.root.absolute() for one, _ in opened}) > 1:
         raise UsageError("the recipes are of several projects, each with its build folder", "build", "name --build DIR")
     if arguments.no_trial:
-        for one in opened:
+        for one, _ in opened:
             one.plan.signer.hand_out_untried()
     return opened
 
 
-def _train_together(opened: Sequence[Opened], arguments: argparse.Namespace) -> None:
-    """Run the trainings of the plans, `arguments.together` at a time; what is wrong with any is raised before."""
-    different: dict[str, Opened] = {}
-    for one in opened:
-        with lines_named(one.file, arguments.overlay):
+def overlay_of(name: str, overlay: Sequence[str], names: Collection[str]) -> list[str]:
+    """Of the settings `overlay` those that are for the recipe in the folder `name`: 'KEY=VALUE' is for all of `names`,
+    'NAME:KEY=VALUE' for one. Raises UsageError for another NAME."""
+    found = []
+    for setting in overlay:
+        whose, colon, rest = setting.partition(":")
+        if not colon or "=" in whose:
+            found.append(setting)
+        elif whose not in names:
+            raise UsageError(f"{whose} is none of the recipes", f"--set {setting}", f"name one of {', '.join(names)}")
+        elif whose == name:
+            found.append(rest)
+    return found
+
+
+def _train_together(opened: Sequence[_WithOverlay], together: int) -> None:
+    """Run the trainings of the plans, so many at a time; what is wrong with any is raised before."""
+    different: dict[str, _WithOverlay] = {}
+    for one, overlay in opened:
+        with lines_named(one.file, overlay):
             one.plan.prepare()
             _ = one.plan.signer.keys
         # Two that would make the same result would write into one folder; the second one finds it made.
         training = one.plan.training
         recipe: Any = one.plan.recipe
         made_of = (training.data_step.digests(), training.base.base_id, recipe.training)
-        different.setdefault(repr(made_of), one)
+        different.setdefault(repr(made_of), (one, overlay))
 
-    def train(one: Opened) -> None:
-        with lines_named(one.file, arguments.overlay):
+    def train(one: Opened, overlay: Sequence[str]) -> None:
+        with lines_named(one.file, overlay):
             _ = one.plan.training.trained
 
-    with ThreadPoolExecutor(arguments.together, "train") as pool:
-        for done in [pool.submit(train, one) for one in different.values()]:
+    with ThreadPoolExecutor(together, "train") as pool:
+        for done in [pool.submit(train, *one) for one in different.values()]:
             done.result()
 
 
-def _built(one: Opened, arguments: argparse.Namespace) -> _Built:
+def _built(one: Opened, overlay: Sequence[str]) -> _Built:
     kind, plan, file = one
     cache = plan.steps.cache
-    with lines_named(file, arguments.overlay):
+    with lines_named(file, overlay):
         figures = make(plan)
     figures["recipe"] = {**figures["recipe"], "file": str(file.resolve())}
     stem = report_stem(cache.root / "reports", plan.recipe.name, file.resolve())
