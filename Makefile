@@ -230,7 +230,7 @@ conformance: setup llamacpp
 	@! command -v npm >/dev/null || npm install --silent --no-audit --no-fund --ignore-scripts --prefix $(CONFORMANCE)/npm \
 	  mqtt aedes node-red@4 @asyncapi/parser @stoplight/spectral-cli
 	@test -x $(CONFORMANCE)/python/bin/python || $(PYTHON) -m venv $(CONFORMANCE)/python
-	@$(CONFORMANCE)/python/bin/python -m pip install --quiet aiomqtt gmqtt
+	@$(CONFORMANCE)/python/bin/python -m pip install --quiet aiomqtt gmqtt grafana-foundation-sdk
 	@test -n "$(CHECKS)" -a -z "$(filter converter,$(CHECKS))" || test -f $(CONFORMANCE)/llama.cpp/VERSION || $(MAKE) --no-print-directory converter
 	@PYTHONPATH=tools $(BIN)/python -m tests.conformance $(CLONES) $(CHECKS)
 

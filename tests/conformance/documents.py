@@ -18,6 +18,36 @@ new Parser().parse(require('fs').readFileSync(FILE, 'utf8')).then(({document, di
   JSON.stringify({ok: !!document, said: diagnostics.map(one => one.severity + ' ' + one.message)})));
 """
 
+# `definition` is what Grafana's editor writes beside the query of a variable; its types leave it out.
+GRAFANA = """
+import importlib.metadata, json, sys
+from grafana_foundation_sdk.cog import plugins
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.dashboard import Dashboard
+plugins.register_default_plugins()
+def lost(ours, theirs, at=""):
+    if isinstance(ours, dict):
+        for key, value in ours.items():
+            if key != "definition":
+                known = isinstance(theirs, dict) and key in theirs
+                yield from lost(value, theirs[key], at + "." + key) if known else [at + "." + key + " is not known"]
+    elif isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        for place, (one, other) in enumerate(zip(ours, theirs)):
+            yield from lost(one, other, f"{at}[{place}]")
+    elif ours != theirs:
+        yield at + " is read as something else"
+def fields(value):
+    if isinstance(value, dict):
+        return len(value) + sum(map(fields, value.values()))
+    return sum(map(fields, value)) if isinstance(value, list) else 0
+files = []
+for path in sys.argv[1:]:
+    ours = json.load(open(path))
+    theirs = json.loads(JSONEncoder().encode(Dashboard.from_json(ours)))
+    files.append({"fields": fields(ours), "lost": list(lost(ours, theirs))})
+print(json.dumps({"version": importlib.metadata.version("grafana-foundation-sdk"), "files": files}))
+"""
+
 
 def schemas(places: Places) -> Iterator[Outcome]:
     """The JSON schemas of JSON-Schema-Test-Suite, as the grammar process follows them."""
@@ -182,7 +212,7 @@ def interface(places: Places) -> Iterator[Outcome]:
 
 
 def metrics(places: Places) -> Iterator[Outcome]:
-    """Metrics, alert rules and dashboards as Prometheus reads them."""
+    """Metrics, alert rules and dashboards as Prometheus reads them; the dashboards' fields as Grafana names them."""
     try:
         found = version(program("promtool", "prometheus"), "--version")
         tried, failed = pytest(
@@ -190,8 +220,23 @@ def metrics(places: Places) -> Iterator[Outcome]:
         )
     except Absent as error:
         yield Outcome("metrics, rules, dashboards", "promtool, Prometheus", note=str(error))
-        return
-    yield Outcome("metrics, rules, dashboards", "promtool, Prometheus", found, tried, failed)
+    else:
+        yield Outcome("metrics, rules, dashboards", "promtool, Prometheus", found, tried, failed)
+    yield _dashboards(places)
+
+
+def _dashboards(places: Places) -> Outcome:
+    """Grafana is no package of Debian or PyPI; its types in Python are. A field that they do not know is lost there."""
+    subject, against = "dashboards", "Grafana's types (grafana-foundation-sdk)"
+    if not places.python.is_file() or subprocess.run([places.python, "-c", "import grafana_foundation_sdk"],
+                                                     capture_output=True, check=False).returncode:  # fmt: skip
+        return Outcome(subject, against, note=f"{places.python} -m pip install grafana-foundation-sdk")
+    files = sorted((ROOT / "edge_agent" / "exporter" / "monitoring").glob("*.json"))
+    said = json.loads(run([places.python, "-c", GRAFANA, *files]).stdout)
+    tried = sum(one["fields"] for one in said["files"])
+    failed = tuple(f"{file.name}{lost}" for file, one in zip(files, said["files"], strict=True) for lost in one["lost"])
+    note = "every field of two dashboards is known there; values are not judged, and Grafana itself was not run"
+    return Outcome(subject, against, said["version"].rpartition("!")[2], tried, failed, note)
 
 
 def debian(places: Places) -> Iterator[Outcome]:
