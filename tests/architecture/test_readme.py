@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tomllib
 
 from edge_agent.cli import verbs as agent_verbs
 from edge_agent.config.load import _all_keys
@@ -68,7 +69,7 @@ def run(command: Command, folder: Path) -> subprocess.CompletedProcess[str]:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
         env={**os.environ, "PATH": path},
     )
@@ -172,6 +173,34 @@ def test_cheap_commands_do_what_the_page_shows(page: Path, tmp_path: Path) -> No
         print(f"\n$ {' '.join(command.words)}  ->  {done.returncode}")
         assert done.returncode == 0, done.stderr
         assert not command.output or pages.shows(command.output, done.stdout), done.stdout
+
+
+def block(heading: str) -> list[Command]:
+    """The commands under a heading of docs/index.md. What test_client asks with is Python there."""
+    text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    return pages.commands(text.partition(f"## {heading}\n")[2].partition("\n## ")[0])
+
+
+def test_who_flashes_gets_an_installable_wheel_and_a_doctor_that_speaks(tmp_path: Path) -> None:
+    """Installing is `make operators-day`'s part; here stand the name of the wheel, its extra, and the doctor."""
+    _, install, doctor = (command.words for command in block("Who flashes"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wheel, _, extra = install[-1].partition("[")
+    assert wheel == f"./edge_agent-{project['version']}-py3-none-any.whl"
+    assert extra.rstrip("]") in project["optional-dependencies"]
+    assert doctor == ("try/bin/edge-agent", "doctor")
+    done = run(Command(("edge-agent", *doctor[1:])), tmp_path)
+    assert done.returncode in (0, 1), done.stderr
+    assert {"board", "broker"} <= {word for line in done.stdout.splitlines() for word in line.split()}
+
+
+def test_who_trains_gets_a_recipe_that_can_be_read_and_data(tmp_path: Path) -> None:
+    activate, init, look = block("Who trains")
+    assert activate.words == (".", ".venv/bin/activate")
+    assert run(init, tmp_path).returncode == 0
+    assert run(look, tmp_path).stdout.split() == ["train.tsv"]
+    recipe = tomllib.loads((tmp_path / init.words[-1] / "recipe.toml").read_text(encoding="utf-8"))
+    assert {"base", "data", "train"} <= set(recipe)
 
 
 def test_messages_and_docstrings_name_settings_that_exist() -> None:

@@ -318,31 +318,39 @@ def test_a_question_is_answered_with_labels_scores_and_where_the_time_went(windo
         shown(ask.locator(".timing"), word)
 
 
-def test_pairs_have_two_texts_and_labelled_spans_are_shown(window: Window, place: Place) -> None:
+SPAN = {"label": "room", "start": 2, "end": 9, "text": "<b>hall", "score": 0.91}
+FOUND = {"answer": "<b>80", "start": 1, "end": 6, "score": 0.7, "no_answer_score": 0.1, "tokens": 9, "windows": 2}
+NOTHING = FOUND | {"answer": None, "start": None, "end": None}
+SHOWN: dict[str, list[tuple[dict[str, Any], str]]] = {
+    "slots": [({"spans": [SPAN]}, "room.*<b>hall.*0.910"), ({"spans": []}, "no span was found")],
+    "answers": [(FOUND, "<b>80.*score 0.700.*none 0.100; 2 windows"), (NOTHING, "no answer in the context")],
+}
+
+
+@pytest.mark.parametrize("task", SHOWN)
+def test_pairs_have_two_texts_and_spans_are_shown(window: Window, place: Place, task: str) -> None:
     """Of a model that is told: what the page asks is answered here."""
-    spans = [{"label": "room", "start": 20, "end": 27, "text": "<b>hallway", "score": 0.91}]
-    asked: list[dict[str, Any]] = []
+    results, asked = SHOWN[task], list[dict[str, Any]]()
     with told(place, "told") as teller:
         teller.say("told", "status", told_devices.status())
-        model = {"name": "m", "task": "slots", "pairs": True, "reason": "ready", "adapters": []}
+        model = {"name": "m", "task": task, "pairs": True, "reason": "ready", "adapters": []}
         teller.say("told", "models", {"models": [model]})
 
         def answer(_client: Any, _userdata: Any, message: Any) -> None:
             asked.append(json.loads(message.payload))
-            reply = {"id": asked[-1]["id"], "status": 200, "result": {"spans": spans if len(asked) == 1 else []}}
+            reply = {"id": asked[-1]["id"], "status": 200, "result": results[len(asked) - 1][0]}
             teller._client.publish(asked[-1]["reply_to"], json.dumps(reply), 1)
 
         teller._client.on_message = answer
         teller._client.subscribe("edge/v1/told/infer/m", 1)
         page = window.open("told")
         ask = panel(page, "Ask")
-        ask.locator("[name=text]").fill("turn on the light in hallway")
+        ask.locator("[name=text]").fill("the first text")
         ask.locator("[name=text_pair]").fill("the other text")
-        ask.get_by_role("button", name="Ask").click()
-        shown(ask.locator(".spans"), re.compile("room.*<b>hallway.*0.910", re.DOTALL))
-        ask.get_by_role("button", name="Ask").click()
-        shown(ask.locator(".spans"), "no span was found")
-    assert [one["text_pair"] for one in asked] == ["the other text"] * 2
+        for _, words in results:
+            ask.get_by_role("button", name="Ask").click()
+            shown(ask.locator(".answer"), re.compile(words, re.DOTALL))
+    assert [(one["text"], one["text_pair"]) for one in asked] == [("the first text", "the other text")] * 2
 
 
 def test_a_refusal_is_a_sentence(window: Window, place: Place) -> None:

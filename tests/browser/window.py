@@ -19,7 +19,7 @@ from tests.support.mosquitto import Mosquitto
 from tests.support.told_devices import Teller
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-WAIT_MS = 20_000
+WAIT_MS = round(1000 * float(os.environ.get("WAIT_S", "20")))
 SHOTS = Path(os.environ["SHOTS"]) if "SHOTS" in os.environ else None
 ACL = """\
 topic readwrite #

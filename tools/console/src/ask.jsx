@@ -38,7 +38,7 @@ export function Ask({ device, broker }) {
         </select></label>
       </div>
       <View key={`${model.topic}/${used}`} device={device.name} model={model} adapter={used} broker={broker}
-        labels={asked.labels.length} pairs={asked.pairs} />
+        labels={asked.labels.length} pairs={asked.pairs || model.task === "answers"} />
     </section>
   );
 }
@@ -64,6 +64,7 @@ function Question({ device, model, adapter, broker, labels, pairs }) {
   const [text, write] = useState("");
   const [second, writeSecond] = useState("");
   const [answer, show] = useState(null);
+  const answers = model.task === "answers";
   const [open, send, cancel] = useRequest(device, broker);
   const submit = (event) => {
     event.preventDefault();
@@ -73,9 +74,9 @@ function Question({ device, model, adapter, broker, labels, pairs }) {
   };
   return (
     <form onSubmit={submit}>
-      <textarea name="text" rows="2" required placeholder={pairs ? "the first text of a pair" : "a text"} aria-label="text" value={text}
+      <textarea name="text" rows="2" required placeholder={answers ? "a question" : pairs ? "the first text of a pair" : "a text"} aria-label="text" value={text}
         onInput={(event) => write(event.currentTarget.value)} />
-      {pairs && <textarea name="text_pair" rows="2" required placeholder="the second text" aria-label="second text" value={second}
+      {pairs && <textarea name="text_pair" rows="2" required placeholder={answers ? "the context that it is answered from" : "the second text"} aria-label="second text" value={second}
         onInput={(event) => writeSecond(event.currentTarget.value)} />}
       <div class="row">
         <button class="go" type="submit" disabled={open !== null}>Ask</button>
@@ -113,6 +114,12 @@ function Answer({ outcome }) {
       )}
       {embedding.length > 0 &&
         <p class="mono">{embedding.length} numbers: {embedding.slice(0, SHOWN_OF_AN_EMBEDDING).map((one) => count(one).toFixed(4)).join(", ")} …</p>}
+      {"no_answer_score" in result && (
+        <>
+          <p class="large" data-answer>{typeof result.answer === "string" ? line(result.answer, 2000) : <span class="level">no answer in the context</span>}</p>
+          <p class="why">score {count(result.score).toFixed(3)}, that there is none {count(result.no_answer_score).toFixed(3)}; {count(result.windows)} windows, {count(result.tokens)} tokens</p>
+        </>
+      )}
       {spans !== null && (
         <ul class="labels spans">
           {spans.length === 0 && <li class="none">no span was found</li>}
