@@ -59,7 +59,7 @@ def metrics(arguments: argparse.Namespace) -> int:
         if task is not None:
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         device = "+" if arguments.all else place.device
-        with _published(arguments, registry) as file, _collected(arguments, known) as spans:
+        with _published(arguments, registry) as file, _sent_by_otlp(arguments, known) as spans:
             written_s, broker = 0.0, _BrokerNotes()
             kinds = (*KINDS, *(() if spans is None else ("trace",)))
             async with contextlib.aclosing(hear(place.options, place.prefix, device, kinds, None)) as feed:
@@ -130,7 +130,7 @@ def _published(arguments: argparse.Namespace, registry: CollectorRegistry) -> It
 
 
 @contextlib.contextmanager
-def _collected(arguments: argparse.Namespace, known: DeviceMetrics) -> Iterator[RequestSpans | None]:
+def _sent_by_otlp(arguments: argparse.Namespace, known: DeviceMetrics) -> Iterator[RequestSpans | None]:
     """What takes the reports of traced requests while metrics and spans go to a collector; None where none is named."""
     url: str | None = arguments.otlp
     if url is None:

@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from edge_agent.base.words import log_softmax, whole
+from edge_agent.base.words import is_grapheme_boundary, log_softmax
 
 START, END = 0, 1
 """Columns of a token's logits."""
@@ -120,9 +120,9 @@ def _seen(text: str, start: int, end: int) -> tuple[int, int] | None:
         end -= 1
     if start >= end:
         return None
-    while not whole(text, start):
+    while not is_grapheme_boundary(text, start):
         start -= 1
-    while not whole(text, end):
+    while not is_grapheme_boundary(text, end):
         end += 1
     return start, end
 

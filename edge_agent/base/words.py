@@ -37,7 +37,7 @@ class TextWord(NamedTuple):
     end: int
 
 
-def whole(text: str, at: int) -> bool:
+def is_grapheme_boundary(text: str, at: int) -> bool:
     """Whether `at` lies between two characters as readers see them, or at an end of the text (after UAX #29)."""
     if not 0 < at < len(text):
         return True
@@ -81,9 +81,9 @@ def words_of(text: str, encoding: Any, max_tokens: int, skipped: int = 0) -> lis
             start += 1
         if start >= end:
             continue
-        while not whole(text, start):
+        while not is_grapheme_boundary(text, start):
             start -= 1
-        while not whole(text, end):
+        while not is_grapheme_boundary(text, end):
             end += 1
         if found and start < found[-1].end:
             found[-1] = found[-1]._replace(end=max(end, found[-1].end))

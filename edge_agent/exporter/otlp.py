@@ -215,7 +215,7 @@ def metrics_data(known: DeviceMetrics, since_ns: int, now_s: float, now_ns: int)
     return MetricsData([ResourceMetrics(Resource.create({"service.name": SERVICE}), [scope], "")])
 
 
-class _Collector:
+class _CollectorStatus:
     """Says on stderr that the collector takes nothing, once, and why as far as the exporter has logged it; and that it
     does again."""
 
@@ -249,7 +249,7 @@ class _LastWarning(logging.Handler):
 class _NotedSpans(SpanExporter):
     """An exporter of spans whose results are noted."""
 
-    def __init__(self, inner: SpanExporter, collector: _Collector) -> None:
+    def __init__(self, inner: SpanExporter, collector: _CollectorStatus) -> None:
         self._inner = inner
         self._collector = collector
 
@@ -270,7 +270,7 @@ def exporting(url: str, known: DeviceMetrics, interval_s: float) -> Iterator[Req
     every program that speaks OTLP, by the variables OTEL_EXPORTER_OTLP_*.
     """
     root = url.rstrip("/")
-    collector = _Collector(root)
+    collector = _CollectorStatus(root)
     spans = RequestSpans(_NotedSpans(OTLPSpanExporter(f"{root}/v1/traces", timeout=TIMEOUT_S), collector))
     exporter = OTLPMetricExporter(f"{root}/v1/metrics", timeout=TIMEOUT_S)
     since_ns, ended = time.time_ns(), threading.Event()

@@ -49,14 +49,14 @@ def foreign(package: Package, digest: str, blobs: Blobs, *, weights: bool = True
         # All manifests first: one that cannot be used is known before the weights are there.
         for found in [part for one in manifests for part in _parts(package, one, blobs)]:
             _check_part(package, found, blobs)
-    except _Own:
+    except _UnusableContents:
         return None
     except PackageError as error:
         return str(error)
     return None
 
 
-class _Own(Exception):
+class _UnusableContents(Exception):
     """The bytes have their digest and cannot be used: so it is everywhere."""
 
 
@@ -70,18 +70,18 @@ def _index(package: Package, digest: str) -> bytes:
     try:
         decode(data, Index, "index.json")
     except PackageError as error:
-        raise _Own from error
+        raise _UnusableContents from error
     return data
 
 
 def _parts(package: Package, one: Descriptor, blobs: Blobs) -> tuple[Descriptor, ...]:
     if one.size > MANIFEST_BYTES:
-        raise _Own
+        raise _UnusableContents
     data = fetcher(package, blobs.fetch)(one, MANIFEST_BYTES)
     try:
         return decode(data, Manifest, f"blob {one.digest[7:19]}").descriptors()
     except PackageError as error:
-        raise _Own from error
+        raise _UnusableContents from error
 
 
 def _check_part(package: Package, found: Descriptor, blobs: Blobs) -> None:

@@ -72,6 +72,15 @@ def test_the_page_works_as_printed(agent: AgentProcess, broker: Mosquitto) -> No
     compile(streamed, "docs/client.md", "exec")  # it runs in test_streams, where there is a generator
 
 
+def test_the_readmes_example_works_as_printed(agent: AgentProcess, broker: Mosquitto) -> None:
+    page = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    here = program.replace('"localhost"', f'"{address(broker)}"')
+    done = subprocess.run([sys.executable, "-c", here], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() in LABELS
+
+
 def test_the_first_page_works_as_printed(agent: AgentProcess, broker: Mosquitto) -> None:
     page = (DOCS / "index.md").read_text(encoding="utf-8")
     (program,) = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)

@@ -20,7 +20,7 @@ from edge_forge.recipe import classifier_recipe as recipes
 from edge_forge.train import classifier_session, distillation_session
 from edge_forge.train.checkpoints import RunFolders
 from edge_forge.train.classifier_job import ClassifierJob
-from edge_forge.train.distillation_job import DistillationJob, Lesson
+from edge_forge.train.distillation_job import DistillationJob, DistillationSettings
 from edge_forge.train.distilled import relative_distance
 from edge_forge.train.frozen_states import encode
 from edge_forge.train.settings import settings
@@ -55,8 +55,8 @@ def taught(tmp_path_factory):
     place = tmp_path_factory.mktemp("taught")
     base = opened(write(place / "base"))
     classifier_session.run(job_of(base, place / "teacher", "full", learning_rate=2e-3), Told())
-    lesson = Lesson(place / "teacher" / "run", *CUT, len(ROWS), 2.0, 1.0)
-    work = DistillationJob(job_of(base, place / "student", "full", learning_rate=2e-3), lesson)
+    terms = DistillationSettings(place / "teacher" / "run", *CUT, len(ROWS), 2.0, 1.0)
+    work = DistillationJob(job_of(base, place / "student", "full", learning_rate=2e-3), terms)
     distillation_session.run(work, Told())
     return base, place / "teacher" / "run", work
 
@@ -116,7 +116,7 @@ class _Killed(Told):
 
 def test_a_distillation_that_was_killed_ends_with_the_same_bytes(taught, tmp_path):
     base, _, work = taught
-    again = DistillationJob(job_of(base, tmp_path, "full", learning_rate=2e-3), work.lesson)
+    again = DistillationJob(job_of(base, tmp_path, "full", learning_rate=2e-3), work.terms)
     with pytest.raises(KeyboardInterrupt):
         distillation_session.run(again, _Killed())
     assert not (tmp_path / "run" / "base").exists()

@@ -11,11 +11,11 @@ from edge_agent.base.words import (
     TextWord,
     classes,
     decode,
+    is_grapheme_boundary,
     is_legal,
     log_softmax,
     path_of,
     spans_of,
-    whole,
 )
 
 PATHS = st.lists(st.integers(0, 6), max_size=12)
@@ -34,7 +34,7 @@ PATHS = st.lists(st.integers(0, 6), max_size=12)
     ],
 )
 def test_places_within_a_character_are_known(text, inside):
-    assert {at for at in range(len(text) + 1) if not whole(text, at)} == inside
+    assert {at for at in range(len(text) + 1) if not is_grapheme_boundary(text, at)} == inside
 
 
 def legal(words, width):

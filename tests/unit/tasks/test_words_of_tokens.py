@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.base.words import TextWord, whole, words_of
+from edge_agent.base.words import TextWord, is_grapheme_boundary, words_of
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,6 @@ def test_words_lie_in_the_text_do_not_overlap_and_end_between_characters(library
     found = words_of(text, library.encode(text), 64)
     ends = [place for word in found for place in (word.start, word.end)]
     assert ends == sorted(ends) and all(word.start < word.end for word in found)
-    assert all(whole(text, place) for place in ends)
+    assert all(is_grapheme_boundary(text, place) for place in ends)
     tokens = [word.token for word in found]
     assert tokens == sorted(set(tokens))

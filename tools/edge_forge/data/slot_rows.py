@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from edge_agent.base.errors import ConfigError
 from edge_agent.base.limits import SLOT_LABELS, TEXT_BYTES
 from edge_agent.base.texts import characters
-from edge_agent.base.words import whole
+from edge_agent.base.words import is_grapheme_boundary
 from edge_forge.data.classifier_rows import (
     SPLITS,
     ClassifierData,
@@ -132,7 +132,7 @@ def _span(given: object, text: str, number: int, where: str) -> LabelledSpan:
         )  # fmt: skip
     span = LabelledSpan(start, end, one_label(label))
     for at in (start, end):
-        if not whole(text, at):
+        if not is_grapheme_boundary(text, at):
             raise ConfigError(
                 f"{what}, {_said(span, text)}, cuts through a character at {at}", where,
                 "places count code points: an accent or an emoji may have several",

@@ -148,11 +148,11 @@ class Compression:
         }  # fmt: skip
         if section.unlabelled:
             inputs["unlabelled"] = hashlib.sha256(json.dumps(self.further).encode()).hexdigest()
-        lesson = {**plain(section), "unlabelled": "", "teacher": "", "teacher_epochs": 0, "teacher_learning_rate": 0}
-        key = {"labels": list(rows.labels), **dataclasses.asdict(settings), "report_to": [], "lesson": lesson}
+        terms = {**plain(section), "unlabelled": "", "teacher": "", "teacher_epochs": 0, "teacher_learning_rate": 0}
+        key = {"labels": list(rows.labels), **dataclasses.asdict(settings), "report_to": [], "lesson": terms}
 
         def work(folder: Path) -> Mapping[str, Any]:
-            from edge_forge.train.distillation_job import Lesson, distill
+            from edge_forge.train.distillation_job import DistillationSettings, distill
 
             self.steps.progress.say(self._cost())
             phases = Phases(self.steps.progress, "distill")
@@ -163,7 +163,7 @@ class Compression:
                     rows=((*rows.train, *self.further), rows.validation),
                     labels=rows.labels,
                     settings=settings,
-                    lesson=Lesson(
+                    terms=DistillationSettings(
                         teacher.trained.path("run"),
                         section.layers,
                         section.heads,

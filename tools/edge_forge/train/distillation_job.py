@@ -23,7 +23,7 @@ from edge_forge.train.worker_process import Report, follow, launched, serve
 
 
 @dataclass(frozen=True)
-class Lesson:
+class DistillationSettings:
     """How the student is made and taught: layers, heads and feed-forward neurons that stay (0: all), `temperature` of
     the logits and weight of the hidden states in the loss.
 
@@ -46,21 +46,21 @@ class DistillationJob:
     neurons are scored."""
 
     training: ClassifierJob
-    lesson: Lesson
+    terms: DistillationSettings
 
     def write(self, path: Path) -> None:
         """Write as JSON, beside the file of its training."""
         inner = path.with_suffix(".training.json")
         self.training.write(inner)
-        told = {"training": str(inner), "lesson": asdict(self.lesson)}
+        told = {"training": str(inner), "terms": asdict(self.terms)}
         path.write_text(json.dumps(told, default=str), encoding="utf-8")
 
     @staticmethod
     def read(path: Path) -> DistillationJob:
         """Read what `write` wrote."""
         found = json.loads(path.read_text(encoding="utf-8"))
-        lesson = {**found["lesson"], "teacher_dir": Path(found["lesson"]["teacher_dir"])}
-        return DistillationJob(ClassifierJob.read(Path(found["training"])), Lesson(**lesson))
+        terms = {**found["terms"], "teacher_dir": Path(found["terms"]["teacher_dir"])}
+        return DistillationJob(ClassifierJob.read(Path(found["training"])), DistillationSettings(**terms))
 
 
 _WORKER = "edge_forge.train.distillation_job"
@@ -72,7 +72,7 @@ def distill(
     rows: tuple[Sequence[tuple[Text, str]], Sequence[tuple[Text, str]]],
     labels: Sequence[str],
     settings: TrainSettings,
-    lesson: Lesson,
+    terms: DistillationSettings,
     places: tuple[Path, RunFolders],
     progress: Report,
 ) -> TrainRecord:
@@ -88,7 +88,7 @@ def distill(
             base_dir=base.directory.resolve(), base_id=base.base_id, out_dir=out_dir, work_dir=Path(folder),
             folders=folders, labels=tuple(labels), train=tuple(rows[0]), validation=tuple(rows[1]), settings=settings,
         )  # fmt: skip
-        DistillationJob(training, lesson).write(Path(folder) / "job.json")
+        DistillationJob(training, terms).write(Path(folder) / "job.json")
         follow(launched(_WORKER, settings.processes, str(Path(folder) / "job.json")), out_dir / "train.log", progress)
     return TrainRecord.read(out_dir / "record.json")
 

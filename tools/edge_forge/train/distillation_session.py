@@ -83,20 +83,20 @@ def run(work: DistillationJob, report: Report) -> TrainRecord:
 
 def _opened(work: DistillationJob) -> tuple[DistilledClassifier, Encoder, Path]:
     """The model that is trained, its encoder, and the folder that the student begins with."""
-    job, lesson = work.training, work.lesson
-    encoder, weight, bias = open_trained(job.base_dir, lesson.teacher_dir, merged=True)
+    job, terms = work.training, work.terms
+    encoder, weight, bias = open_trained(job.base_dir, terms.teacher_dir, merged=True)
     layers, before = encoder.layers, encoder.model.config.to_dict()
-    cut = smaller.Cut(lesson.layers, lesson.heads, lesson.feed_forward)
+    cut = smaller.Cut(terms.layers, terms.heads, terms.feed_forward)
     of = smaller.shape_of(encoder, cut, _SECTION)
     scores = _scores(work, encoder, of, (weight, bias)) if of.heads or of.neurons else None
     small = smaller.cut_down(encoder, cut, of, scores, _SECTION)
     start = job.work_dir / f"student-{os.environ.get('RANK', '0')}"  # each process writes its own
     student = smaller.write_proven(small, job.base_dir, start, before, _SECTION)
     # The cut was made in the teacher's own layers: that is opened anew, and the student is what the folder holds.
-    whole, weight, bias = open_trained(job.base_dir, lesson.teacher_dir, merged=True)
+    whole, weight, bias = open_trained(job.base_dir, terms.teacher_dir, merged=True)
     model = DistilledClassifier(
-        student, Teacher(whole, weight, bias), smaller.stood_for(layers, lesson.layers or layers),
-        temperature=lesson.temperature, hidden=lesson.hidden, token_dropout=job.settings.token_dropout,
+        student, Teacher(whole, weight, bias), smaller.stood_for(layers, terms.layers or layers),
+        temperature=terms.temperature, hidden=terms.hidden, token_dropout=job.settings.token_dropout,
     )  # fmt: skip
     for name, value in student.model.named_parameters():
         value.requires_grad_(not name.startswith("pooler."))
@@ -109,7 +109,7 @@ def _scores(
 ) -> list[pruned.Importance]:
     """The importance of the tuned teacher's heads and neurons, on at most `_SCORED_ROWS` labelled rows."""
     job = work.training
-    labelled = job.train[: work.lesson.labelled]
+    labelled = job.train[: work.terms.labelled]
     rows = [labelled[place * len(labelled) // _SCORED_ROWS] for place in range(_SCORED_ROWS)]
     rows = rows if len(labelled) > _SCORED_ROWS else list(labelled)
     tokens = tokenize(job.base_dir, rows, job.labels, job.settings.max_tokens)
