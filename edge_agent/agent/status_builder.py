@@ -323,6 +323,7 @@ def _adapter_entry(adapter: Adapter, served: ServedModel) -> messages.AdapterEnt
         resident=adapter.name in served.attached,
         labels=list(adapter.task.labels),
         pairs=adapter.task.pairs,
+        task=adapter.task.kind,
     )
 
 

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from edge_agent.backends.api import AdapterSource
 from edge_agent.base import limits
 from edge_agent.base.errors import AdapterRefused, BackendError, PackageError, brief
-from edge_agent.bundle.safetensors import read_safetensors
+from edge_agent.bundle.safetensors import OF_TOKENS, read_safetensors
 
 HEADER_BYTES = 4 * limits.MIB
 TENSORS_MAX = 4096
@@ -77,9 +77,14 @@ def _array(data: bytes, first: int, dtype: str, shape: tuple[int, ...]) -> Any:
 
 
 FORMAT = "edge-adapter/1"
-VERSION = 3
-"""Of the bank's description. 3: a site is one module, up to `COLUMNS` of its rank (2: modules with the same input
-shared an A; 1: the head's labels' axis was as wide as `max_labels`)."""
+VERSIONS = (3, 4)
+"""Of the bank's description. 4: with heads for tokens, in `tokens`; 3: a site is one module, up to `COLUMNS` of its
+rank (2: modules with the same input shared an A; 1: the head's labels' axis was as wide as `max_labels`)."""
+HEAD = ("head.weight", "head.bias")
+"""Bank inputs [rows, hidden, labels] and [rows, labels]: of features to `logits`. An adapter's file has its head under
+these names, whatever it reads."""
+TOKEN_HEAD = ("token_head.weight", "token_head.bias")
+"""Bank inputs [rows, hidden, classes] and [rows, classes]: of the hidden states of every token to `token_logits`."""
 COLUMNS = 16
 """Columns of a site's A: ONNX Runtime divides a wider product between threads where a text is alone and not where it
 has company, and the sums then differ (docs/decisions/0031)."""
@@ -100,19 +105,32 @@ class BankSite(NamedTuple):
     d_out: int
 
 
+class TokenHeads(NamedTuple):
+    """The width of a token's hidden state, and the most classes that a head of tokens may have."""
+
+    hidden: int
+    max_classes: int
+
+
 class BankSpec(NamedTuple):
-    """The bank inputs of a graph, and the largest adapter that fits: rank, labels, hidden size."""
+    """The bank inputs of a graph, and the largest adapter that fits: rank, labels, width of the features.
+
+    `tokens` None: the graph has no heads for tokens.
+    """
 
     rank: int
     max_labels: int
     hidden: int
     sites: tuple[BankSite, ...]
+    tokens: TokenHeads | None = None
 
 
 class ResidentAdapter(NamedTuple):
-    """An attached adapter: its arrays by bank input (first axis 1), its rank per site, its number of labels."""
+    """An attached adapter: the outputs of its head (labels, or classes of every token with `of_tokens`), its rank per
+    site, its arrays by bank input (first axis 1)."""
 
     labels: int
+    of_tokens: bool
     ranks: tuple[int, ...]
     arrays: dict[str, Any]
     size_bytes: int
@@ -129,12 +147,14 @@ def parse_spec(text: str) -> BankSpec:
     """The description that `edge-forge export` wrote. Raises BackendError when it is another version or broken."""
     try:
         fields = json.loads(text)
-        if fields["version"] != VERSION:
+        version = fields["version"]
+        if version not in VERSIONS:
             raise BackendError(
-                f"the graph's bank has version {brief(fields['version'])}, {VERSION} is known",
+                f"the graph's bank has version {brief(version)}, {VERSIONS[0]} to {VERSIONS[-1]} are known",
                 "model",
-                "export the base anew",
+                "export the base anew, or update edge-agent",
             )
+        tokens = fields["tokens"] if version == VERSIONS[-1] else None
         sites = tuple(
             BankSite(
                 str(e["a"]),
@@ -146,7 +166,13 @@ def parse_spec(text: str) -> BankSpec:
             )
             for e in fields["sites"]
         )
-        return BankSpec(_count(fields["rank"]), _count(fields["max_labels"]), _count(fields["hidden"]), sites)
+        return BankSpec(
+            _count(fields["rank"]),
+            _count(fields["max_labels"]),
+            _count(fields["hidden"]),
+            sites,
+            None if tokens is None else TokenHeads(_count(tokens["hidden"]), _count(tokens["max_classes"])),
+        )
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise BackendError(
             f"the graph's bank description is broken: {type(error).__name__} {brief(str(error))}", "model"
@@ -166,7 +192,8 @@ def read_adapter(source: AdapterSource, spec: BankSpec) -> ResidentAdapter:
     _check_metadata(file, source)
     tensors = dict(file.tensors)
     _check_values(tensors, source)
-    arrays = _head(tensors, spec, source)
+    of_tokens = file.metadata.get("head") == OF_TOKENS
+    arrays = _heads(tensors, spec, source, of_tokens)
     pairs = {site.module: _pair(tensors, site, spec.rank, source) for site in spec.sites if site.first == 0}
     ranks = [_site(pairs[site.module], site, arrays) for site in spec.sites]
     if tensors:
@@ -176,7 +203,7 @@ def read_adapter(source: AdapterSource, spec: BankSpec) -> ResidentAdapter:
             "export the base with this module among its targets",
         )
     labels = int(file.tensors["head.bias"].shape[0])
-    return ResidentAdapter(labels, tuple(ranks), arrays, sum(array.nbytes for array in arrays.values()))
+    return ResidentAdapter(labels, of_tokens, tuple(ranks), arrays, sum(array.nbytes for array in arrays.values()))
 
 
 def _check_metadata(file: TensorFile, source: AdapterSource) -> None:
@@ -185,6 +212,9 @@ def _check_metadata(file: TensorFile, source: AdapterSource) -> None:
     stated = file.metadata.get("base_id", source.base_id)
     if stated != source.base_id:
         raise AdapterRefused(f"the file says base {stated}, its package {source.base_id}", source.path)
+    head = file.metadata.get("head", OF_TOKENS)
+    if head != OF_TOKENS:
+        raise AdapterRefused(f"its head is for {brief(head)}, {OF_TOKENS} are known", source.path)
 
 
 def _check_values(tensors: dict[str, Any], source: AdapterSource) -> None:
@@ -195,28 +225,60 @@ def _check_values(tensors: dict[str, Any], source: AdapterSource) -> None:
             raise AdapterRefused(f"adapter {source.name!r}: {name} has values that are not finite")
 
 
-def _head(tensors: dict[str, Any], spec: BankSpec, source: AdapterSource) -> dict[str, Any]:
+def _heads(tensors: dict[str, Any], spec: BankSpec, source: AdapterSource, of_tokens: bool) -> dict[str, Any]:
+    """The inputs of both heads: the adapter's own, and the other as narrow as the graph takes it."""
+    if not of_tokens:
+        own = _head(tensors, (spec.hidden, spec.max_labels), source, HEAD)
+        if spec.tokens is not None:
+            own |= _nothing(TOKEN_HEAD, 1, spec.tokens.hidden, 0)
+        return own
+    if spec.tokens is None:
+        raise AdapterRefused(
+            f"adapter {source.name!r} labels tokens, and this graph has no heads for tokens",
+            source.path,
+            "export the base anew, or install the adapter's merged model",
+        )
+    return _head(tensors, spec.tokens, source, TOKEN_HEAD) | _nothing(HEAD, 1, spec.hidden, 1)
+
+
+def _nothing(names: tuple[str, str], positions: int, hidden: int, outputs: int) -> dict[str, Any]:
+    """Arrays of zeros for a head."""
     import numpy
 
-    weight, bias = tensors.pop("head.weight", None), tensors.pop("head.bias", None)
+    weight, bias = names
+    return {
+        weight: numpy.zeros((positions, hidden, outputs), numpy.float32),
+        bias: numpy.zeros((positions, outputs), numpy.float32),
+    }
+
+
+def _head(
+    tensors: dict[str, Any], most: tuple[int, int], source: AdapterSource, names: tuple[str, str]
+) -> dict[str, Any]:
+    """The file's head as the bank inputs `names`; `most` are its width and the most outputs."""
+    import numpy
+
+    hidden, max_labels = most
+    weight, bias = (tensors.pop(name, None) for name in HEAD)
     if weight is None or bias is None:
         raise AdapterRefused(f"adapter {source.name!r} has no head.weight and head.bias", source.path)
-    if weight.ndim != 2 or weight.shape[0] != spec.hidden or bias.shape != weight.shape[1:]:
+    if weight.ndim != 2 or weight.shape[0] != hidden or bias.shape != weight.shape[1:]:
         raise AdapterRefused(
             f"adapter {source.name!r}: head {list(weight.shape)} with bias {list(bias.shape)}, "
-            f"[{spec.hidden}, labels] is needed",
+            f"[{hidden}, labels] is needed",
             source.path,
         )
     labels = int(bias.shape[0])
-    if not 1 <= labels <= spec.max_labels:
+    if not 1 <= labels <= max_labels:
+        what = "labels" if names == HEAD else "classes of tokens"
         raise AdapterRefused(
-            f"adapter {source.name!r} has {labels} labels, this model takes 1 to {spec.max_labels}",
+            f"adapter {source.name!r} has {labels} {what}, this model takes 1 to {max_labels}",
             source.path,
-            "export the base with a larger bank_labels",
+            "export the base with a larger bank_labels" if names == HEAD else None,
         )
     # A view of the file where it is aligned: the labels' axis is free, so an adapter's own head needs no padding.
     return {name: numpy.require(value, numpy.float32, ["C", "A"])[None] for name, value in
-            (("head.weight", weight), ("head.bias", bias))}  # fmt: skip
+            zip(names, (weight, bias), strict=True)}  # fmt: skip
 
 
 def _site(pair: tuple[Any, Any] | None, site: BankSite, arrays: dict[str, Any]) -> int:
@@ -343,7 +405,7 @@ class AdapterBank:
         self._cache = PositionalCache(positions)
         self._resident: dict[str, ResidentAdapter] = {}
         self._ranks = (0,) * len(spec.sites)
-        self._labels = 1
+        self._labels, self._classes = 1, 0
         self._bank: dict[str, Any] | None = None
         self._base = self.zeros(0)
 
@@ -352,10 +414,12 @@ class AdapterBank:
         adapter = read_adapter(source, self.spec)
         self.detach(source.name)
         self._resident[source.name] = adapter
-        ranks, labels = tuple(map(max, self._ranks, adapter.ranks)), max(self._labels, adapter.labels)
-        if ranks != self._ranks or labels != self._labels:
+        ranks = tuple(map(max, self._ranks, adapter.ranks))
+        labels = self._labels if adapter.of_tokens else max(self._labels, adapter.labels)
+        classes = max(self._classes, adapter.labels) if adapter.of_tokens else self._classes
+        if (ranks, labels, classes) != (self._ranks, self._labels, self._classes):
             # A larger rank or head than any before needs larger bank arrays; they are filled again as rows need them.
-            self._ranks, self._labels = ranks, labels
+            self._ranks, self._labels, self._classes = ranks, labels, classes
             self._bank, self._cache = None, PositionalCache(self._positions)
         return adapter.size_bytes
 
@@ -365,8 +429,12 @@ class AdapterBank:
             self._cache.forget(name)
 
     def labels(self, name: str) -> int:
-        """The number of labels of a resident adapter."""
+        """The outputs of a resident adapter's head: labels, or classes of every token."""
         return self._resident[name].labels
+
+    def of_tokens(self, name: str) -> bool:
+        """Whether a resident adapter's head reads every token."""
+        return self._resident[name].of_tokens
 
     def __contains__(self, name: object) -> bool:
         return name in self._resident
@@ -393,21 +461,20 @@ class AdapterBank:
         return Bound({name: array[window] for name, array in bank.items()}, plan.order)
 
     def zeros(self, rank: int) -> dict[str, Any]:
-        """Arrays of zeros of that rank for one position: the base alone, with one label."""
-        return self._arrays(1, [max(0, min(COLUMNS, rank - site.first)) for site in self.spec.sites], 1)
+        """Arrays of zeros of that rank for one position: the base alone, with one label and no class of tokens."""
+        return self._arrays(1, [max(0, min(COLUMNS, rank - site.first)) for site in self.spec.sites], 1, 0)
 
     def _laid_out(self) -> dict[str, Any]:
         if self._bank is None:
-            self._bank = self._arrays(self._positions, self._ranks, self._labels)
+            self._bank = self._arrays(self._positions, self._ranks, self._labels, self._classes)
         return self._bank
 
-    def _arrays(self, positions: int, ranks: Sequence[int], labels: int) -> dict[str, Any]:
+    def _arrays(self, positions: int, ranks: Sequence[int], labels: int, classes: int) -> dict[str, Any]:
         import numpy
 
-        arrays = {
-            "head.weight": numpy.zeros((positions, self.spec.hidden, labels), numpy.float32),
-            "head.bias": numpy.zeros((positions, labels), numpy.float32),
-        }
+        arrays = _nothing(HEAD, positions, self.spec.hidden, labels)
+        if self.spec.tokens is not None:
+            arrays |= _nothing(TOKEN_HEAD, positions, self.spec.tokens.hidden, classes)
         for site, rank in zip(self.spec.sites, ranks, strict=True):
             arrays[site.a] = numpy.zeros((positions, site.d_in, rank), numpy.float32)
             arrays[site.b] = numpy.zeros((positions, rank, site.d_out), numpy.float32)
@@ -421,10 +488,12 @@ class AdapterBank:
             return
         adapter = self._resident[name]
         # Columns beyond the adapter's own labels are cut from its logits, whatever they hold.
-        bank["head.weight"][position, :, : adapter.labels] = adapter.arrays["head.weight"][0]
-        bank["head.weight"][position, :, adapter.labels :] = 0.0
-        bank["head.bias"][position, : adapter.labels] = adapter.arrays["head.bias"][0]
-        bank["head.bias"][position, adapter.labels :] = 0.0
+        for weight, bias in (HEAD, TOKEN_HEAD) if self.spec.tokens is not None else (HEAD,):
+            width = adapter.arrays[bias].shape[1]
+            bank[weight][position, :, :width] = adapter.arrays[weight][0]
+            bank[weight][position, :, width:] = 0.0
+            bank[bias][position, :width] = adapter.arrays[bias][0]
+            bank[bias][position, width:] = 0.0
         for index, site in enumerate(self.spec.sites):
             rank = adapter.ranks[index]
             bank[site.a][position, :, :rank] = adapter.arrays[site.a][0]

@@ -138,7 +138,11 @@ class AttachedAdapters(Protocol):
         ...
 
     def labels(self, name: str) -> int:
-        """The number of labels of a resident adapter."""
+        """The outputs of a resident adapter's head: labels, or classes of every token."""
+        ...
+
+    def of_tokens(self, name: str) -> bool:
+        """Whether a resident adapter's head reads every token."""
         ...
 
     def __contains__(self, name: object) -> bool: ...
@@ -175,8 +179,8 @@ class EncoderGraph(abc.ABC):
     @abc.abstractmethod
     def compute(self, rows: Sequence[Sequence[int]], adapters: Sequence[str | None]) -> dict[str, Any]:
         """Arrays by name whose first axis are the rows, in their order: 'features', perhaps 'logits', which may have
-        tokens as a second axis. Row i uses `adapters[i]`, None for the base alone. Raises BackendError where the
-        runtime cannot."""
+        tokens as a second axis; with a bank also 'token_logits', those of the heads that read tokens. Row i uses
+        `adapters[i]`, None for the base alone. Raises BackendError where the runtime cannot."""
 
     @abc.abstractmethod
     def use_threads(self, threads: int) -> None:
@@ -407,11 +411,13 @@ class EncoderSession(Session):
         return events
 
     def _of_job(self, job: SessionJob, outputs: dict[str, Any]) -> dict[str, Any]:
-        """Logits cut to the adapter's labels; the base alone of a banked graph has none."""
-        if self._graph.adapters is not None:
-            logits = outputs.pop("logits")
+        """Logits of the adapter's head, cut to its labels; the base alone of a banked graph has none."""
+        adapters = self._graph.adapters
+        if adapters is not None:
+            logits, of_tokens = outputs.pop("logits"), outputs.pop("token_logits", None)
             if job.adapter is not None:
-                outputs["logits"] = logits[:, : self._graph.adapters.labels(job.adapter)]
+                own = of_tokens if adapters.of_tokens(job.adapter) else logits
+                outputs["logits"] = own[..., : adapters.labels(job.adapter)]
         return outputs
 
 

@@ -1,8 +1,9 @@
 """ONNX Runtime on the CPU: encoders with or without an adapter bank, mixed-adapter batches, no copies per run.
 
 A graph comes from `edge-forge export`: inputs input_ids and attention_mask [batch, seq], perhaps the bank's inputs
-(metadata `edge.bank`), outputs `features` [batch, hidden] and perhaps `logits` [batch, labels], without a bank also
-[batch, seq, classes]. ONNX Runtime's telemetry is switched off before it is imported.
+(metadata `edge.bank`), outputs `features` [batch, hidden] and perhaps `logits`: [batch, labels], without a bank also
+[batch, seq, classes]. With a bank `token_logits` [batch, seq, classes] are those of heads that read tokens. ONNX
+Runtime's telemetry is switched off before it is imported.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edge_agent.backends.adapter_bank import AdapterBank
+from edge_agent.backends.adapter_bank import HEAD, TOKEN_HEAD, AdapterBank
 from edge_agent.backends.api import (
     Backend,
     Capabilities,
@@ -51,6 +52,8 @@ DEFAULTS: dict[str, Any] = {
 SLOW_FUSIONS = ["SkipLayerNormFusion"]
 # Either sums products of uint8 and int8 codes in 32 bits. Older x86 kernels add neighbours in 16 bits that saturate.
 EXACT_INT8 = frozenset({"avx512_vnni", "avx_vnni"})
+HEAD_OF = {"logits": HEAD[1], "token_logits": TOKEN_HEAD[1]}
+"""The bank input that says how wide an output is."""
 _WIDTH_MAX = 2**20
 
 
@@ -146,17 +149,19 @@ class OnnxGraph(EncoderGraph):
         if all(output.name != "logits" for output in self._session.get_outputs()):
             raise BackendError("the graph has an adapter bank and no output 'logits'", self.path)
         slots = AdapterBank(found.bank, self._options["positions"] or self._options["max_rows"])
-        if set(inputs) != set(INPUTS) | set(slots.zeros(0)):
-            raise BackendError("the graph's inputs are not those of its bank description", self.path)
+        of_tokens = any(output.name == "token_logits" for output in self._session.get_outputs())
+        if set(inputs) != set(INPUTS) | set(slots.zeros(0)) or of_tokens is (found.bank.tokens is None):
+            raise BackendError("the graph's inputs and outputs are not those of its bank description", self.path)
         return found, slots
 
     def _width(self, output: Any) -> int:
         """Values of an output per row; 0 for those of the adapters' heads. Raises BackendError for another form."""
         shape = output.shape
-        if output.type == "tensor(float)" and len(shape) == 3 and output.name == "logits" and self._bank is None:
-            shape = shape[1:]  # of every token
+        of_tokens = "logits" if self._bank is None else "token_logits"
+        if output.type == "tensor(float)" and len(shape) == 3 and output.name == of_tokens:
+            shape = shape[1:]
         if output.type == "tensor(float)" and len(shape) == 2:
-            if output.name == "logits" and self._bank is not None:
+            if output.name in HEAD_OF and self._bank is not None:
                 return 0
             if isinstance(shape[1], int) and 0 < shape[1] <= _WIDTH_MAX:
                 return shape[1]
@@ -200,7 +205,8 @@ class OnnxGraph(EncoderGraph):
         outputs = {}
         for name in self._outputs:
             # The labels' axis of a banked graph is free: logits are as wide as the heads that are bound.
-            width = given["head.bias"].shape[1] if name == "logits" and "head.bias" in given else self._widths[name]
+            bias = HEAD_OF.get(name, "")
+            width = given[bias].shape[1] if bias in given else self._widths[name]
             rows = given[INPUTS[0]].shape if name in self._of_tokens else (len(given[INPUTS[0]]),)
             value = outputs[name] = numpy.empty((*rows, width), numpy.float32)
             binding.bind_output(name, "cpu", 0, numpy.float32, value.shape, value.ctypes.data)

@@ -51,7 +51,7 @@ ADAPTER_FILES = {ADAPTER_FILE: ADAPTER_WEIGHT, ADAPTER_GGUF_FILE: ADAPTER_GGUF}
 
 OCI_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 
-REQUIRES = frozenset({"adapter-bank/1", "golden-probes/1"})
+REQUIRES = frozenset({"adapter-bank/1", "adapter-bank/2", "golden-probes/1"})
 """What this agent understands; a package that requires another word is refused."""
 
 # Patterns end in \Z: `$` would let a line break through at the end.

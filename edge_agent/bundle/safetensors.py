@@ -37,6 +37,8 @@ WIDTHS: Mapping[str, int] = {
     "BOOL": 1,
 }
 """Bytes per value of each number format."""
+OF_TOKENS = "tokens"
+"""The metadata `head` of an adapter's file whose head reads every token; absent: it reads the features of the text."""
 
 
 class TensorPlace(NamedTuple):

@@ -7,9 +7,10 @@ tensors lie in another file (`onnx_graph`, `tflite_model`). Source: ggml docs/gg
 `check_adapter` compares base, rank, labels and number format of an adapter's file with its manifest.
 `adapter.safetensors` (encoders): tensors are named by the module they adapt, `<module>.A` [d_in, rank] and `<module>.B`
 [rank, d_out], plus `head.weight` [hidden, labels] and `head.bias` [labels]; the string metadata carries
-{format: "edge-adapter/1", base_id, rank, ...}. `adapter.gguf` (generators): llama.cpp's own form (general.type
-"adapter", adapter.type "lora"), tensors `<tensor>.lora_a` and `<tensor>.lora_b` in pairs; where it has the key
-`edge.base_id`, that names its base.
+{format: "edge-adapter/1", base_id, rank, ...}, and {head: "tokens"} where the head reads every token: it then has
+the outputs of a token (of slots the classes of a word, of answers two). `adapter.gguf` (generators): llama.cpp's own
+form (general.type "adapter", adapter.type "lora"), tensors `<tensor>.lora_a` and `<tensor>.lora_b` in pairs; where it
+has the key `edge.base_id`, that names its base.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from pathlib import Path
 
 from edge_agent.base import limits
 from edge_agent.base.errors import PackageError
+from edge_agent.base.words import classes
 from edge_agent.bundle.gguf_header import GgufTable, read_table
 from edge_agent.bundle.manifest import ADAPTER_FILE, ADAPTER_GGUF_FILE, AdapterConfig
 from edge_agent.bundle.onnx_graph import check_graph
-from edge_agent.bundle.safetensors import read_safetensors
+from edge_agent.bundle.safetensors import OF_TOKENS, read_safetensors
 from edge_agent.bundle.tflite_model import check_model
 
 _FOREIGN = (
@@ -78,10 +80,15 @@ def check_adapter(path: Path, config: AdapterConfig) -> None:
     if metadata.get("format") != FORMAT:
         raise PackageError(f"its file does not say that it is {FORMAT}", where)
     _check_base(metadata.get("base_id"), config, where)
-    labels = len(config.task.labels)
+    labels, kind = len(config.task.labels), config.task.kind
+    of_tokens = {"slots": classes(labels), "answers": 2}.get(kind)
+    outputs = labels if of_tokens is None else of_tokens
     bias = header.tensors.get("head.bias")
-    if labels and (bias is None or bias.shape != (labels,)):
+    if outputs and (bias is None or bias.shape != (outputs,)):
         raise PackageError(f"its head is not for the {labels} labels of its task", where)
+    if (metadata.get("head") == OF_TOKENS) is (of_tokens is None):
+        reads = "tokens" if of_tokens is None else "texts"
+        raise PackageError(f"its head reads {reads}, which is not what its task {kind!r} needs", where)
     for name, (dtype, shape, _, _) in header.tensors.items():
         if dtype != _DTYPES.get(config.dtype):
             raise PackageError(f"tensor {name[:80]} is {dtype}, the manifest says {config.dtype}", where)

@@ -403,7 +403,8 @@ class Info(Struct, frozen=True, kw_only=True):
 
 
 class AdapterEntry(Struct, frozen=True, kw_only=True):
-    """An adapter as installed. `rank` 0: a classifier's head alone. `pairs`: it is asked with text and text_pair."""
+    """An adapter as installed. `rank` 0: a classifier's head alone. `pairs`: it is asked with text and text_pair.
+    `task` is its own, which need not be the model's."""
 
     name: str
     digest: str
@@ -412,6 +413,7 @@ class AdapterEntry(Struct, frozen=True, kw_only=True):
     resident: bool
     labels: list[str]
     pairs: bool = False
+    task: str = ""
 
 
 class VariantEntry(Struct, frozen=True, kw_only=True):

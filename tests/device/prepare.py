@@ -56,7 +56,7 @@ def main() -> None:
     feeds = [_feed(random, words, length) for length in lengths]
     quantised = quantize_static(encoder, calibrate(encoder, feeds))
     for model, file in ((encoder, "banked.onnx"), (quantised, "banked-int8.onnx")):
-        inject_bank(model, modules, RANK, MAX_LABELS)
+        inject_bank(model, modules, RANK, MAX_LABELS, of_tokens=False)
         save(for_tensorrt(model, RANK), arguments.out / file)
     (arguments.out / "graphs.json").write_text(json.dumps({"vocabulary": words, "longest": bank_tokens}))
     print(*(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB" for path in sorted(arguments.out.glob("*.onnx"))))

@@ -153,7 +153,7 @@ def _model(graph: onnx.GraphProto, functions: Iterable[onnx.FunctionProto] = ())
 def bank_specs() -> tuple[bytes, ...]:
     """The description of an adapter bank that a graph carries."""
     model = onnx.load_model_from_string(graphs()[0])
-    return tuple(one.value.encode() for one in model.metadata_props if one.value.startswith("{"))
+    return tuple(one.value.encode() for one in model.metadata_props if one.key == "edge.bank")
 
 
 def ggufs() -> list[bytes]:

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ max_tokens = 12
 train = "train.jsonl"
 validation = "train.jsonl"
 [method]
-name = "METHOD"
+name = "lora"
 [train]
 epochs = 30
 learning_rate = 5e-3
@@ -56,13 +57,16 @@ def row(text):
     return {"text": text, "spans": spans}
 
 
-def build(place, method):
+SWITCH = RECIPE.replace('name = "parts"', 'name = "switch"').replace('kind = "slots"', 'kind = "classify"')
+
+
+def build(place, recipe, rows, out=None):
+    place.mkdir(exist_ok=True)
     tiny_base.write(place / "base")
-    (place / "recipe.toml").write_text(RECIPE.replace("METHOD", method))
-    rows = [row(text) for text in (*tiny_base.ON, *tiny_base.OFF, "please", "now please")]
+    (place / "recipe.toml").write_text(recipe)
     (place / "train.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     done = subprocess.run(
-        module_command("edge_forge.cli", "build", str(place), "--build", str(place / "build"), "--json"),
+        module_command("edge_forge.cli", "build", str(place), "--build", str(out or place / "build"), "--json"),
         capture_output=True, text=True, check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
@@ -72,21 +76,81 @@ def build(place, method):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("parts"), "lora")
+    rows = [row(text) for text in (*tiny_base.ON, *tiny_base.OFF, "please", "now please")]
+    return build(tmp_path_factory.mktemp("parts"), RECIPE, rows)
 
 
-def test_the_package_is_one_merged_model_whose_task_is_slots(built):
-    (path,) = map(Path, built["packages"])
+@pytest.fixture(scope="module")
+def switch(tmp_path_factory, built):
+    """An adapter of a classifier on the same base, signed with the same keys."""
+    folder = tmp_path_factory.mktemp("switch")
+    texts = {"on": tiny_base.ON, "off": tiny_base.OFF}
+    rows = [{"text": text, "label": label} for label, of in texts.items() for text in of]
+    return build(folder, SWITCH + "[export]\nmerged = false\n", rows, Path(built["packages"][0]).parent.parent)
+
+
+def package_of(path):
     with open_package(path) as package:
-        model = read_package(package, read_release(package, None, allow_unsigned=True).release).model
+        return read_package(package, read_release(package, None, allow_unsigned=True).release)
+
+
+def test_the_packages_are_base_adapter_and_a_merged_model_whose_task_is_slots(built):
+    base, adapter, merged = map(package_of, map(Path, built["packages"]))
+    assert (base.model.kind, base.model.requires) == ("base", ("adapter-bank/2",))
+    (found,) = adapter.adapters
+    task = found.config.task
+    assert (found.config.name, task.kind, task.labels) == ("parts", "slots", ("state", "thing"))
+    assert found.config.requires == ("adapter-bank/2",)
+    model = merged.model
     assert (model.name, model.task.kind, model.task.labels) == ("parts-merged", "slots", ("state", "thing"))
+
+
+def found_spans(answer):
+    return [(one.label, one.start, one.end) for one in answer.spans]
+
+
+def test_a_device_answers_slots_and_classes_by_adapters_of_one_base(built, switch, tmp_path):
+    base, adapter, merged = map(Path, built["packages"])
+    same_base, other = map(Path, switch["packages"])
+    assert same_base.name == base.name, "one base serves both"
+    with Mosquitto(tmp_path) as broker:
+        agent = AgentProcess(tmp_path / "device", broker.port, backends=("onnx",))
+        agent.config.write_text(agent.config.read_text().replace(str(keys().root_file), built["trust_root"]))
+        for path in (base, adapter, other, merged):
+            agent.install(path)
+        with running(agent), Client(f"mqtt://127.0.0.1:{broker.port}", agent.device) as edge:
+            texts = [*tiny_base.ON, *tiny_base.OFF, "please"]
+            of_merged = edge.ask("parts-merged", texts).slots
+            of_adapter = edge.ask("tiny", texts, adapter="parts").slots
+            for one, merged_one in zip(of_adapter, of_merged, strict=True):
+                assert found_spans(one) == found_spans(merged_one)
+                assert [span.score for span in one.spans] == pytest.approx(
+                    [s.score for s in merged_one.spans], abs=1e-3
+                )
+            # Several requests at once share batches, each row with its own adapter's head.
+            with ThreadPoolExecutor(6) as pool:
+                asked = [
+                    pool.submit(edge.ask, "tiny", text, adapter=name)
+                    for text in texts for name in ("parts", "switch")
+                ]  # fmt: skip
+                got = [one.result() for one in asked]
+            for place, text in enumerate(texts[:-1]):
+                assert found_spans(got[2 * place].slots[0]) == found_spans(of_adapter[place]), text
+                assert got[2 * place + 1].label == ("on" if text in tiny_base.ON else "off")
+            with pytest.raises(InvalidRequest, match="unknown parameter 'top_k'"):
+                edge.ask("tiny", "lamp on", adapter="parts", top_k=1)
+            entry = next(one for one in edge.models().models if one.name == "tiny")
+            tasks = {one.name: (one.task, one.labels) for one in entry.adapters}
+            assert tasks == {"parts": ("slots", ["state", "thing"]), "switch": ("classify", ["off", "on"])}
+            told = said(cli("infer", "tiny", "lamp on", "--adapter", "parts", "--config", agent.config))
+            assert "thing='lamp' (0-4, " in told and "state='on' (5-7, " in told
 
 
 def test_a_device_answers_spans_the_same_alone_and_in_company(built, tmp_path):
     with Mosquitto(tmp_path) as broker:
         agent = AgentProcess(tmp_path / "device", broker.port, backends=("onnx",))
         agent.config.write_text(agent.config.read_text().replace(str(keys().root_file), built["trust_root"]))
-        agent.install(Path(built["packages"][0]))
+        agent.install(Path(built["packages"][-1]))
         with running(agent), Client(f"mqtt://127.0.0.1:{broker.port}", agent.device) as edge:
             texts = [*tiny_base.ON, *tiny_base.OFF, "please"]
             together = edge.ask("parts-merged", texts).slots

@@ -13,7 +13,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_forge.export.onnx.graph import save, set_metadata
-from edge_forge.export.onnx.inject import inject_bank
+from edge_forge.export.onnx.inject import STATES, inject_bank
 from edge_forge.export.onnx.sites import name_sites
 
 VOCABULARY, HIDDEN, RANK, MAX_LABELS = 50, 16, 4, 6
@@ -73,6 +73,7 @@ def encoder(seed=1):
     onnx.checker.check_model(model)
     name_sites(model, {module: values[module] for module in MODULES})
     set_metadata(model, "edge.base_id", BASE_ID)
+    set_metadata(model, STATES, {"tensor": "hidden", "hidden": HIDDEN})
     return model
 
 
@@ -117,14 +118,28 @@ def safetensors(tensors, metadata=None):
     return struct.pack("<Q", len(text)) + text + data
 
 
-def write_adapter(path: Path, tensors, base_id=BASE_ID):
-    """Write an adapter file; returns its path."""
-    path.write_bytes(safetensors(tensors, {"format": "edge-adapter/1", "base_id": base_id}))
+def write_adapter(path: Path, tensors, base_id=BASE_ID, of_tokens=False):
+    """Write an adapter file, `of_tokens` one whose head reads every token; returns its path."""
+    head = {"head": "tokens"} if of_tokens else {}
+    path.write_bytes(safetensors(tensors, {"format": "edge-adapter/1", "base_id": base_id, **head}))
     return path
 
 
 def reference(rows, tensors=None, seed=1):
     """features [rows, HIDDEN] and logits [rows, labels] (None without an adapter), one row at a time."""
+    found = np.asarray([states.mean(0) for states in hidden_states(rows, tensors, seed)])
+    return found, found @ tensors["head.weight"] + tensors[
+        "head.bias"
+    ] if tensors and "head.weight" in tensors else None
+
+
+def token_reference(rows, tensors):
+    """The logits [its tokens, classes] of each row by an adapter whose head reads tokens."""
+    return [states @ tensors["head.weight"] + tensors["head.bias"] for states in hidden_states(rows, tensors)]
+
+
+def hidden_states(rows, tensors=None, seed=1):
+    """The hidden states [its tokens, HIDDEN] of each row."""
     values, tensors = weights(seed), tensors or {}
 
     def linear(name, x):
@@ -132,7 +147,7 @@ def reference(rows, tensors=None, seed=1):
         y = x @ values[module].T + values[f"{module}.bias"]
         return y + (x @ tensors[f"{module}.A"]) @ tensors[f"{module}.B"] if f"{module}.A" in tensors else y
 
-    features = []
+    found = []
     for row in rows:
         x = values["embedding"][np.asarray(row)]
         x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
@@ -140,6 +155,5 @@ def reference(rows, tensors=None, seed=1):
         scores = linear("query", x) @ linear("key", x).T * HIDDEN**-0.5
         shares = np.exp(scores - scores.max(-1, keepdims=True))
         shares /= shares.sum(-1, keepdims=True)
-        features.append((x + linear("out", shares @ linear("value", x))).mean(0))
-    found = np.asarray(features)
-    return found, found @ tensors["head.weight"] + tensors["head.bias"] if "head.weight" in tensors else None
+        found.append(x + linear("out", shares @ linear("value", x)))
+    return found

@@ -388,6 +388,10 @@ class EngineBank:
         """See `AttachedAdapters.labels`."""
         return self._attached[name].labels
 
+    def of_tokens(self, name: str) -> bool:
+        """See `AttachedAdapters.of_tokens`. Never: the form for TensorRT has no heads for tokens."""
+        return self._attached[name].of_tokens
+
     def __contains__(self, name: object) -> bool:
         return name in self._attached
 

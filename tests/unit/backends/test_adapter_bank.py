@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from edge_agent.backends.adapter_bank import (
     HEADER_BYTES,
     TENSORS_MAX,
-    VERSION,
+    VERSIONS,
     PositionalCache,
     parse_spec,
     parse_tensors,
@@ -202,15 +202,26 @@ def test_a_damaged_file_is_read_or_refused_and_nothing_else(data):
         ({"max_labels": -1}, "-1 is no size"),
         ({"sites": [{"a": "a", "b": "b", "module": "m", "first": 0, "d_in": 10**400, "d_out": 1}]}, "1{1}0{60}"),
         ({"sites": [1]}, "TypeError"),
+        ({"tokens": {"hidden": 4, "max_classes": 2**40}}, "1099511627776 is no size"),
+        ({"tokens": {"hidden": 4}}, "KeyError.*max_classes"),
+        ({"tokens": [4]}, "TypeError"),
     ],
 )
 def test_a_description_of_a_bank_with_impossible_sizes_is_refused_in_few_words(change, says):
     site = {"a": "a", "b": "b", "module": "m", "first": 0, "d_in": 4, "d_out": 4}
-    fields = {"version": VERSION, "rank": 4, "max_labels": 2, "hidden": 4, "sites": [site]}
-    assert parse_spec(json.dumps(fields)).rank == 4
+    fields = {"version": VERSIONS[-1], "rank": 4, "max_labels": 2, "hidden": 4, "sites": [site]}
+    fields |= {"tokens": {"hidden": 4, "max_classes": 9}}
+    assert parse_spec(json.dumps(fields)).tokens == (4, 9)
     with pytest.raises(BackendError, match=says) as caught:
         parse_spec(json.dumps({**fields, **change}))
     assert len(str(caught.value)) < 300
+
+
+def test_a_bank_of_an_earlier_base_has_no_heads_for_tokens():
+    fields = {"version": VERSIONS[0], "rank": 4, "max_labels": 2, "hidden": 4, "sites": []}
+    assert parse_spec(json.dumps(fields)).tokens is None
+    with pytest.raises(BackendError, match="version 5, 3 to 4 are known"):
+        parse_spec(json.dumps({**fields, "version": VERSIONS[-1] + 1}))
 
 
 def test_a_description_of_a_bank_that_nests_deep_is_refused():

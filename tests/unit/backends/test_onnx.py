@@ -57,6 +57,69 @@ def test_a_mixed_batch_equals_arithmetic_without_a_graph(session, tmp_path):
                 assert outputs["logits"] == pytest.approx(logits, abs=1e-4)
 
 
+def test_heads_of_tokens_and_of_texts_share_a_batch(session, tmp_path):
+    texts = {"intent": small.adapter(1, labels=5), "mood": small.adapter(2, labels=2, rank=2)}
+    words = {"slots": small.adapter(3, labels=7), "dates": small.adapter(4, labels=3, rank=1)}
+    for name, value in texts.items():
+        attach(session, tmp_path, name, value)
+    for name, value in words.items():
+        attach(session, tmp_path, name, value, of_tokens=True)
+    for names in (["slots"] * 4, ["slots", "intent", None, "dates"], ["dates", "slots", "slots", "mood"]):
+        found = run(session, [SessionJob(str(place), name, [ROWS[place]], {}) for place, name in enumerate(names)])
+        for place, name in enumerate(names):
+            outputs = found[str(place)].outputs
+            features, logits = small.reference([ROWS[place]], {**texts, **words}.get(name))
+            assert outputs["features"] == pytest.approx(features, abs=2e-5)
+            if name in words:
+                (wanted,) = small.token_reference([ROWS[place]], words[name])
+                assert outputs["logits"][0].shape == (len(ROWS[place]), words[name]["head.bias"].size)
+                assert outputs["logits"][0] == pytest.approx(wanted, abs=1e-4)
+            elif name is not None:
+                assert outputs["logits"] == pytest.approx(logits, abs=1e-4)
+            else:
+                assert "logits" not in outputs
+
+
+def test_heads_of_tokens_take_memory_only_once_one_is_attached(session, tmp_path):
+    attach(session, tmp_path, "intent", small.adapter(1))
+    run(session, [SessionJob("a", "intent", [ROWS[0]], {}), SessionJob("b", None, [ROWS[1]], {})])
+    before = session.footprint().adapters_bytes
+    slots = small.adapter(2, labels=9)
+    attach(session, tmp_path, "slots", slots, of_tokens=True)
+    run(session, [SessionJob("a", "intent", [ROWS[0]], {}), SessionJob("b", "slots", [ROWS[1]], {})])
+    head = (small.HIDDEN + 1) * 4
+    # Its file, a head of texts that is one column of zeros, and a head of nine classes for each of eight positions.
+    own = sum(value.nbytes for value in slots.values()) + head
+    assert session.footprint().adapters_bytes - before == own + 8 * 9 * head
+
+
+def test_what_labels_tokens_is_refused_where_a_graph_has_no_heads_for_them(tmp_path):
+    graph = small.encoder()
+    inject_bank(graph, small.MODULES, small.RANK, 8, of_tokens=False)
+    save(graph, tmp_path / "model.onnx")
+    old = OnnxBackend().load({"model": str(tmp_path / "model.onnx")}, {"max_rows": 8, "max_tokens": 16, "threads": 1})
+    attach(old, tmp_path, "intent", small.adapter(1))
+    with pytest.raises(AdapterRefused, match="'slots' labels tokens, and this graph has no heads for tokens"):
+        attach(old, tmp_path, "slots", small.adapter(2), of_tokens=True)
+    found = run(old, [SessionJob("1", "intent", [ROWS[0]], {})])["1"].outputs
+    assert found["logits"] == pytest.approx(small.reference([ROWS[0]], small.adapter(1))[1], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("labels", "why"), [(130, "130 classes of tokens, this model takes 1 to 129"), (0, "0 classes of tokens")]
+)
+def test_a_head_of_tokens_that_is_too_wide_is_refused(session, tmp_path, labels, why):
+    with pytest.raises(AdapterRefused, match=why):
+        attach(session, tmp_path, "slots", small.adapter(2, labels=labels), of_tokens=True)
+
+
+def test_a_head_of_another_kind_is_refused(session, tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(small.safetensors(small.adapter(1), {"format": "edge-adapter/1", "head": "pairs"}))
+    with pytest.raises(AdapterRefused, match="its head is for 'pairs'"):
+        session.attach(AdapterSource("a", str(path), small.BASE_ID))
+
+
 def test_the_memory_of_heads_follows_the_labels_that_adapters_have(tmp_path):
     graph = small.encoder()
     inject_bank(graph, small.MODULES, small.RANK, 1024)
@@ -236,7 +299,7 @@ def test_no_copies_of_the_bank_are_bound(session, tmp_path):
     attach(session, tmp_path, "b", small.adapter(2))
     bank = session._graph.adapters
     first, again = bank.bind(["a", "b"]).arrays, bank.bind(["b", "a"]).arrays
-    assert all(np.shares_memory(first[name], again[name]) for name in first)
+    assert all(np.shares_memory(first[name], again[name]) for name in first if first[name].size)
     assert all(array.flags.c_contiguous for array in first.values())
     assert all(bank.bind(["a"]).arrays[name] is bank.bind(["a", "a"]).arrays[name] for name in first)
 
@@ -303,7 +366,7 @@ def _of_unknown_width(model):
 def test_outputs_that_are_no_rows_of_a_known_width_are_refused_at_the_load(tmp_path, change, says):
     """ONNX Runtime loads them; the first batch would end the worker."""
     model = onnx.load(small.banked(tmp_path / "model.onnx"))
-    assert [output.name for output in model.graph.output] == ["features", "logits"]
+    assert [output.name for output in model.graph.output] == ["features", "logits", "token_logits"]
     change(model)
     save(model, tmp_path / "changed.onnx")
     with pytest.raises(BackendError, match=says):

@@ -157,6 +157,7 @@ def config(**fields: object) -> AdapterConfig:
         ({"rank": 3}, "rank above the manifest's 3"),
         ({"dtype": "float16"}, "is F32, the manifest says float16"),
         ({"task": TaskDoc(kind="classify", labels=("x", "y", "z"))}, "not for the 3 labels"),
+        ({"task": TaskDoc(kind="slots", labels=("x", "y"))}, "not for the 2 labels"),
     ],
 )
 def test_an_adapter_file_must_be_what_its_manifest_says(fields: dict[str, object], says: str, tmp_path: Path) -> None:
@@ -165,6 +166,21 @@ def test_an_adapter_file_must_be_what_its_manifest_says(fields: dict[str, object
     check_adapter(path, config())
     with pytest.raises(PackageError, match=says):
         check_adapter(path, config(**fields))
+
+
+def test_a_head_of_tokens_belongs_to_slots_and_answers(tmp_path: Path) -> None:
+    path = tmp_path / "adapter.safetensors"
+    shapes = {**SHAPES, "head.weight": (8, 5), "head.bias": (5,)}
+    slots = config(task=TaskDoc(kind="slots", labels=("x", "y")))
+    path.write_bytes(tiny.safetensors_bytes(shapes, {**METADATA, "head": "tokens"}))
+    check_adapter(path, slots)
+    with pytest.raises(PackageError, match="its head reads tokens, which is not what its task 'classify' needs"):
+        check_adapter(path, config(task=TaskDoc(kind="classify", labels=tuple("abcde"))))
+    path.write_bytes(tiny.safetensors_bytes(SHAPES, {**METADATA, "head": "tokens"}))
+    check_adapter(path, config(task=TaskDoc(kind="answers", pairs=True)))
+    path.write_bytes(tiny.safetensors_bytes(shapes, METADATA))
+    with pytest.raises(PackageError, match="its head reads texts, which is not what its task 'slots' needs"):
+        check_adapter(path, slots)
 
 
 def test_an_adapter_file_of_another_format(tmp_path: Path) -> None:

@@ -66,6 +66,8 @@ def test_the_base_is_exported_once_with_its_bank(base):
     assert [dim.dim_param for dim in model.graph.input[0].type.tensor_type.shape.dim] != ["", ""]
     assert record.parity["base"]["features"] < 1e-4
     assert record.parity["adapter"]["effect"] > 0.01
+    assert record.parity["adapter of tokens"]["logits"] < 1e-3
+    assert metadata(model, "edge.bank")["tokens"]["hidden"] == 32
     assert not list(folder.glob("*.data")), "weights are inside the file"
     json.dumps(export.as_dict(record))
 

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edge_agent.base.errors import BackendError
 from edge_forge.export.onnx.graph import GraphEditor, metadata, opset, save
-from edge_forge.export.onnx.inject import COLUMNS, inject_bank
+from edge_forge.export.onnx.inject import COLUMNS, STATES, inject_bank
 from edge_forge.export.onnx.quantize import quantize_per_token
 from edge_forge.export.onnx.sites import KEY, name_sites, read_sites
 from edge_forge.export.onnx.trace import tidy
@@ -41,12 +41,27 @@ def test_bank_inputs_are_required_and_described():
         "an optional input is folded by TensorRT"
     )
     bank = metadata(model, "edge.bank")
-    assert (bank["version"], bank["rank"], bank["max_labels"], bank["hidden"]) == (3, 8, 5, 16)
+    assert (bank["version"], bank["rank"], bank["max_labels"], bank["hidden"]) == (4, 8, 5, 16)
+    assert bank["tokens"] == {"hidden": 16, "max_classes": 129}
     assert [(site["module"], site["first"]) for site in bank["sites"]] == [(module, 0) for module in small.MODULES]
     for site in bank["sites"]:
         assert inputs[site["a"]][:2] == ["rows", site["d_in"]]
         assert inputs[site["b"]] == ["rows", inputs[site["a"]][2], site["d_out"]]
     assert inputs["head.weight"] == ["rows", 16, "labels"]
+    assert inputs["token_head.weight"] == ["rows", 16, "classes"]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_heads_for_tokens_are_left_out_where_they_are_not_wanted_or_the_states_are_not_known(known):
+    model = small.encoder()
+    if not known:
+        del model.metadata_props[-1]
+    assert (metadata(model, STATES) is not None) is known
+    inject_bank(model, small.MODULES, 8, 5, of_tokens=not known)
+    bank = metadata(model, "edge.bank")
+    assert bank["version"] == 3 and "tokens" not in bank
+    assert [one.name for one in model.graph.output] == ["features", "logits"]
+    assert all("token" not in one.name for one in model.graph.input)
 
 
 def test_only_the_chosen_modules_are_banked():
@@ -145,6 +160,7 @@ def test_several_threads_sum_a_product_alike_alone_and_in_a_batch(monkeypatch, r
     random = np.random.default_rng(0)
     rows, tokens = 16, 12
     feed = {"head.weight": np.zeros((1, 384, 1), np.float32), "head.bias": np.zeros((1, 1), np.float32)}
+    feed |= {"token_head.weight": np.zeros((1, 384, 0), np.float32), "token_head.bias": np.zeros((1, 0), np.float32)}
     for site in sites:
         columns = min(COLUMNS, rank - site["first"])
         feed[site["a"]] = random.standard_normal((1, site["d_in"], columns)).astype(np.float32)

@@ -98,7 +98,6 @@ def test_data_without_spans_and_labels_beyond_training_are_refused(tmp_path):
         ({"task": {"kind": "slots", "threshold": 0.5, "out_of_scope": "x"}}, "task.threshold"),
         ({"data": {"train": "t.jsonl", "text_pair": "b"}}, "data.text_pair"),
         ({"data": {"train": "t.tsv", "format": "tsv"}}, "data.format"),
-        ({"export": {"merged": False}}, "export.merged"),
         ({"quantize": {"litert": ["fp32"]}}, "quantize.litert"),
         ({"quantize": {"tensorrt": ["fp32"]}}, "quantize.tensorrt"),
         ({"train": {"consistency": 0.5}}, "train.consistency"),
@@ -113,6 +112,15 @@ def test_keys_that_slots_do_not_have_are_refused_by_name(sections, key):
     assert recipe().training.slots and not classifier_recipe.parse(
         {**RECIPE, "task": {}}, "recipe.toml", {}
     ).training.slots  # fmt: skip
+
+
+def test_slots_are_shipped_in_either_form():
+    assert not recipe(export={"merged": False}).export.merged
+    assert not recipe(export={"banked": False}).export.banked
+    with pytest.raises(ConfigError, match="DoRA is shipped merged only"):
+        recipe(export={"merged": False}, method={"name": "dora"})
+    with pytest.raises(ConfigError, match="the base takes 32 tokens, the task 64"):
+        recipe(export={"bank_tokens": 32}, task={"kind": "slots", "max_tokens": 64})
 
 
 @pytest.fixture(scope="module")

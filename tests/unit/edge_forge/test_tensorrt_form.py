@@ -21,7 +21,7 @@ def run(model, feed):
 
 def banked(model=None):
     model = model or small_graph.encoder()
-    inject_bank(model, small_graph.MODULES, small_graph.RANK, small_graph.MAX_LABELS)
+    inject_bank(model, small_graph.MODULES, small_graph.RANK, small_graph.MAX_LABELS, of_tokens=False)
     return model
 
 
@@ -34,6 +34,13 @@ def feed_of(model, rank):
             lengths = [dim.dim_value or 3 for dim in given.type.tensor_type.shape.dim]
             feed[given.name] = random.standard_normal(lengths).astype(np.float32)
     return feed
+
+
+def test_a_bank_with_heads_for_tokens_has_no_form():
+    model = small_graph.encoder()
+    inject_bank(model, small_graph.MODULES, small_graph.RANK, small_graph.MAX_LABELS)
+    with pytest.raises(BackendError, match="heads for tokens has no form for TensorRT"):
+        for_tensorrt(model, 1)
 
 
 @pytest.mark.parametrize("rank", [1, small_graph.RANK])

@@ -19,6 +19,8 @@ from edge_forge.recipe.classifier_recipe import ClassifierRecipe
 
 LOSS_HIGH = "accuracy_loss_high"
 RUNTIME, TENSORRT, LITERT = "onnx", "tensorrt", "litert"
+BANK_WITH_TOKENS = "adapter-bank/2"
+"""What a device must know to serve the base: its bank has heads for tokens beside those for texts."""
 MULTI_ADAPTER, MERGED_FORM = "banked", "merged"
 """Forms of a graph: the base with inputs for a bank of adapters; base and adapter in one."""
 ENGINE_HOST_BYTES = 300 << 20
@@ -150,7 +152,7 @@ def base_model(
         probes=files["probes"],
         tokenizer=files["tokenizer"],
         architecture=str(config.get("model_type", "")),
-        requires=("adapter-bank/1",),
+        requires=(BANK_WITH_TOKENS,),
     )
 
 
@@ -198,6 +200,7 @@ def adapter(
         metrics=metrics | drift_reference(reference),
         docs=_docs(files),
         licences=[recipe.package.licence] if recipe.package.licence else (),
+        requires=(BANK_WITH_TOKENS,) if recipe.slots else (),
     )
 
 

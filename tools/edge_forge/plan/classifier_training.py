@@ -72,7 +72,7 @@ class ClassifierTraining:
         self._check_steps()
         recipe, labels = self.recipe, self.data.labels
         banked = self.has_adapter_package
-        if banked:
+        if banked and not recipe.slots:
             preflight.check_bank(labels, recipe.export.bank_labels, f"[data] of {recipe.name}")
         task = sources.task_of(recipe, labels, self.prompt)
         products = [(recipe.base.name, recipe.base.version), (recipe.name, recipe.package.version)] if banked else []
@@ -101,7 +101,6 @@ class ClassifierTraining:
             self.compression.check_inputs()
         _ = self._method_said
         if recipe.slots:
-            self.steps.progress.say("slots: a model of its own for ONNX Runtime, with what was trained merged into it")
             self._warn_of_spans_beside_words()
 
     @property
@@ -175,11 +174,7 @@ class ClassifierTraining:
     @property
     def has_adapter_package(self) -> bool:
         """True when the base with its bank and the adapter are packages of their own: not in full fine-tuning."""
-        return (
-            self.recipe.export.banked
-            and not self.recipe.slots
-            and METHODS[self.recipe.training.method].exportable_to(ADAPTER)
-        )
+        return self.recipe.export.banked and METHODS[self.recipe.training.method].exportable_to(ADAPTER)
 
     @cached_property
     def bank_tokens(self) -> int:

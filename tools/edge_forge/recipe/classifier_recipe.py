@@ -287,7 +287,7 @@ def _check_relations(recipe: ClassifierRecipe, where: str) -> None:
         raise wrong("export.merged", f"{method.title} is shipped {method.on_devices}", "set export.merged = true")
     if not (recipe.export.merged or recipe.export.banked):
         raise wrong("export", "both forms are switched off: nothing would be made")
-    banked = recipe.export.banked and method.exportable_to(ADAPTER) and not recipe.slots
+    banked = recipe.export.banked and method.exportable_to(ADAPTER)
     needed = method.bank_rank(training.rank)
     if needed > recipe.export.bank_rank and banked:
         raise wrong(
@@ -343,8 +343,6 @@ def _check_slots(recipe: ClassifierRecipe, wrong: Callable[[str, str, str | None
     if task.out_of_scope is not None or task.threshold:
         key = "task.threshold" if task.threshold else "task.out_of_scope"
         raise wrong(key, "it belongs to a classifier: a text may have no span", "leave it out; requests have params")
-    if not recipe.export.merged:
-        raise wrong("export.merged", "slots are shipped merged: a bank has no heads for words", "set merged = true")
     for key in ("litert", "tensorrt"):
         if getattr(recipe.quantize, key):
             raise wrong(f"quantize.{key}", "slots run on ONNX Runtime alone", f"set {key} = []")

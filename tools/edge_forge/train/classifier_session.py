@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import save_file
 
+from edge_agent.bundle.safetensors import OF_TOKENS
 from edge_forge.data.classifier_rows import Row
 from edge_forge.models import sentence_pooling
 from edge_forge.models.encoder import (
@@ -273,6 +274,7 @@ def _save_adapter(job: ClassifierJob, model: SequenceClassifier, adapted: Any, h
         "rank": str(adapters.rank_of(pairs)),
         "alpha": str(settings.alpha),
         "labels": str(len(job.labels)),
+        **({"head": OF_TOKENS} if job.settings.slots else {}),
     }
     tensors = adapters.device_tensors(pairs, model.head)
     adapters.check_learned(tensors, method.trains_adapter)

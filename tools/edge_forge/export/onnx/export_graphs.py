@@ -21,12 +21,13 @@ import torch
 
 from edge_agent.base.errors import BackendError
 from edge_agent.base.texts import Text
+from edge_agent.bundle.safetensors import OF_TOKENS
 from edge_forge.evaluate import measure_onnx as measure
 from edge_forge.evaluate.predict import predict_tokens, predict_with_features
 from edge_forge.evaluate.probes import BASE_TEXTS
 from edge_forge.export.onnx import parity as check
 from edge_forge.export.onnx.graph import metadata, opset, save, set_metadata
-from edge_forge.export.onnx.inject import inject_bank
+from edge_forge.export.onnx.inject import CLASSES, inject_bank
 from edge_forge.export.onnx.parity import Parity, demand, largest
 from edge_forge.export.onnx.sites import name_sites
 from edge_forge.export.onnx.trace import OPSET, PooledEncoder, TokenHead, takes_additive, tidy, trace
@@ -106,7 +107,8 @@ def export_base(
 ) -> ExportRecord:
     """Give the graph `traced`, which `trace_base` wrote, its bank.
 
-    Features are compared without an adapter and with a random one on every module. Raises BackendError as `trace_base`.
+    Features are compared without an adapter and with random ones on every module, one whose head reads features and one
+    whose head reads tokens. Raises BackendError as `trace_base`.
     """
     encoder = open_encoder(base_dir)
     modules = target_names(encoder, bank.targets, bank.first_layer)
@@ -120,7 +122,8 @@ def export_base(
     subject = measure.OnnxSubject(
         out_dir / MODEL, out_dir / TOKENIZER, max_tokens, base_id=base_id, prompt=prompt_of(base_dir)
     )
-    parity = _parity_of_base(base_dir, subject, _random_adapter(encoder, modules, bank), texts)
+    heads = _random_adapter(encoder, modules, bank), _random_head(encoder.hidden, CLASSES)
+    parity = _parity_of_base(base_dir, subject, heads, texts)
     for name, found in parity.items():
         demand(found, tolerance, f"the base's graph ({name})")
     return _record(model, out_dir, max_tokens, modules, {name: found._asdict() for name, found in parity.items()})
@@ -188,7 +191,7 @@ def _traced(encoder: Encoder, head: torch.nn.Linear | None, base_id: str, max_to
         raise BackendError(
             f"{max_tokens} tokens are more than the base has positions for ({encoder.positions})", "export"
         )
-    model = trace(pooled(encoder, head, max_tokens), encoder.positions, OPSET)
+    model = trace(pooled(encoder, head, max_tokens, states=head is None), encoder.positions, OPSET)
     tidy(model)
     weights = {name: module.weight.detach().float().numpy() for name, _, module in encoder.linears()}
     name_sites(model, weights, encoder.survey.linears)
@@ -197,11 +200,12 @@ def _traced(encoder: Encoder, head: torch.nn.Linear | None, base_id: str, max_to
     return model
 
 
-def pooled(encoder: Encoder, head: torch.nn.Linear | None, max_tokens: int) -> PooledEncoder:
-    """What converters take: the encoder with eager attention, its pooling and head, with the mask that it can take."""
+def pooled(encoder: Encoder, head: torch.nn.Linear | None, max_tokens: int, states: bool = False) -> PooledEncoder:
+    """What converters take: the encoder with eager attention, its pooling and head, with the mask that it can take.
+    `states` as in `PooledEncoder`."""
     if hasattr(encoder.model, "set_attn_implementation"):
         encoder.model.set_attn_implementation("eager")  # sdpa leaves guards in the graph that nothing fuses
-    return PooledEncoder(encoder, head, takes_additive(encoder, max_tokens))
+    return PooledEncoder(encoder, head, takes_additive(encoder, max_tokens), states)
 
 
 def _off(encoder: Encoder, subject: measure.OnnxSubject, rows: Sequence[Sequence[int]]) -> float:
@@ -264,30 +268,47 @@ def _random_adapter(encoder: Encoder, modules: Sequence[str], bank: Bank) -> dic
         scale = float(linears[name].weight.detach().std())
         tensors[f"{name}.A"] = torch.randn(d_in, bank.rank, generator=generator)
         tensors[f"{name}.B"] = torch.randn(bank.rank, d_out, generator=generator) * (0.3 * scale / bank.rank**0.5)
-    tensors["head.weight"] = torch.randn(encoder.width, bank.max_labels, generator=generator) * 0.1
-    tensors["head.bias"] = torch.randn(bank.max_labels, generator=generator)
-    return tensors
+    return tensors | _random_head(encoder.width, bank.max_labels)
+
+
+def _random_head(width: int, outputs: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(_SEED + 1)
+    return {
+        "head.weight": torch.randn(width, outputs, generator=generator) * 0.1,
+        "head.bias": torch.randn(outputs, generator=generator),
+    }
 
 
 def _parity_of_base(
-    base_dir: Path, subject: measure.OnnxSubject, tensors: dict[str, torch.Tensor], texts: Sequence[Text]
+    base_dir: Path,
+    subject: measure.OnnxSubject,
+    adapter: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]],
+    texts: Sequence[Text],
 ) -> dict[str, Parity]:
+    """`adapter`: its tensors with a head that reads features, and a head that reads tokens in its place."""
+    tensors, of_tokens = adapter[0], {**adapter[0], **adapter[1]}
+    said = {"base_id": subject.base_id}
     with tempfile.TemporaryDirectory(prefix="edge-forge-") as name:
-        folder = Path(name)
-        save_adapter(folder / "adapter.safetensors", tensors, {"base_id": subject.base_id})
-        adapted = predict_with_features(base_dir, folder, texts, max_tokens=subject.max_tokens)
+        path = Path(name) / "adapter.safetensors"
+        with_adapter = measure.OnnxSubject(**{**vars(subject), "adapter": path})
         silent = {key: value for key, value in tensors.items() if key.startswith("head.")}
-        save_adapter(folder / "adapter.safetensors", silent, {"base_id": subject.base_id})
-        bare = predict_with_features(base_dir, folder, texts, max_tokens=subject.max_tokens)
-        save_adapter(folder / "adapter.safetensors", tensors, {"base_id": subject.base_id})
-        with_adapter = measure.OnnxSubject(**{**vars(subject), "adapter": folder / "adapter.safetensors"})
-        found, found_bare = measure.outputs(with_adapter, texts), measure.outputs(subject, texts)
-    if found.logits is None:
+        save_adapter(path, silent, said)
+        bare, _ = predict_with_features(base_dir, path.parent, texts, max_tokens=subject.max_tokens)
+        found_bare = measure.outputs(subject, texts)
+        save_adapter(path, of_tokens, said | {"head": OF_TOKENS})
+        features, labelled = predict_tokens(base_dir, path.parent, texts, max_tokens=subject.max_tokens)
+        found_tokens = measure.outputs(with_adapter, texts)
+        save_adapter(path, tensors, said)
+        found = measure.outputs(with_adapter, texts)
+    if found.logits is None or found_tokens.of_tokens is None:
         raise BackendError("the banked graph gives no logits", "export")
+    logits = features @ tensors["head.weight"].numpy() + tensors["head.bias"].numpy()
+    off = largest(np.concatenate(found_tokens.of_tokens), np.concatenate(labelled))
     effect = float(np.abs(found.features - found_bare.features).max())
     return {
-        "base": Parity(largest(found_bare.features, bare[0])),
-        "adapter": Parity(largest(found.features, adapted[0]), largest(found.logits, adapted[1]), effect),
+        "base": Parity(largest(found_bare.features, bare)),
+        "adapter": Parity(largest(found.features, features), largest(found.logits, logits), effect),
+        "adapter of tokens": Parity(largest(found_tokens.features, features), off, effect),
     }
 
 

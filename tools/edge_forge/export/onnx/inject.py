@@ -7,7 +7,8 @@ site that no adapter touches, or a batch of the base alone, costs next to nothin
 Every module has an A `[rows, d_in, columns]` and a B `[rows, columns, d_out]` for each 16 columns of the bank's rank. A
 wider A (one for the modules that read the same tensor, or one of a larger rank) would not do: ONNX Runtime splits such
 a product between threads where a text is alone and not where it has company, and sums it in another order, which is
-enough for another INT8 code behind it (docs/decisions/0031). The classifier is banked in the same way.
+enough for another INT8 code behind it (docs/decisions/0031). The classifier is banked in the same way, and a second
+head that reads the hidden states of every token (docs/decisions/0227).
 
 The bank is injected last, into a graph that is already quantised: ONNX Runtime's `quantize_dynamic` folds or drops such
 inputs.
@@ -23,21 +24,30 @@ import onnx
 from onnx import TensorProto, helper
 
 from edge_agent.base.errors import BackendError
+from edge_agent.base.limits import SLOT_LABELS
+from edge_agent.base.words import classes
 from edge_forge.export.onnx.graph import GraphEditor, metadata, set_metadata
 from edge_forge.export.onnx.sites import LinearSite, read_sites
 
 KEY = "edge.bank"
-VERSION = 3
+VERSION, WITH_TOKENS = 3, 4
 COLUMNS = 16
-LABELS_AXIS = "labels"
+LABELS_AXIS, CLASSES_AXIS = "labels", "classes"
+CLASSES = classes(SLOT_LABELS)
+"""The most classes of a token that a bank promises to take."""
+STATES = "edge.states"
+"""The metadata key that names the tensor of the hidden states [batch, seq, hidden]."""
 
 
-def inject_bank(model: onnx.ModelProto, modules: Collection[str], rank: int, max_labels: int) -> list[dict[str, Any]]:
+def inject_bank(
+    model: onnx.ModelProto, modules: Collection[str], rank: int, max_labels: int, of_tokens: bool = True
+) -> list[dict[str, Any]]:
     """Add bank inputs for `modules` and a banked head of up to `max_labels`; edits `model`, returns the bank's sites.
 
-    `rank` and `max_labels` are the largest that the bank promises to take. The description goes to the metadata key
-    `edge.bank`: {version, rank, max_labels, hidden, sites: [{a, b, module, first, d_in, d_out}]}; `first` is the column
-    of the module's rank that the site begins with.
+    `rank` and `max_labels` are the largest that the bank promises to take. `of_tokens`: also heads of every token,
+    where the graph says which tensor holds the hidden states. The description goes to the metadata key `edge.bank`:
+    {version, rank, max_labels, hidden, sites: [{a, b, module, first, d_in, d_out}]}, with heads of tokens also
+    {tokens: {hidden, max_classes}}; `first` is the column of the module's rank that the site begins with.
     Raises BackendError for a module that the graph does not have.
     """
     if metadata(model, KEY) is not None:
@@ -57,11 +67,19 @@ def inject_bank(model: onnx.ModelProto, modules: Collection[str], rank: int, max
     absent = wanted.difference(banked)
     if absent:
         raise BackendError(f"the graph has no linear module {min(absent)}", "ONNX graph")
-    hidden = _inject_head(editor)
+    description: dict[str, Any] = {
+        "version": VERSION,
+        "rank": rank,
+        "max_labels": max_labels,
+        "hidden": _inject_head(editor),
+    }
+    states = metadata(model, STATES)
+    if of_tokens and states is not None:
+        _inject_token_head(editor, states["tensor"], states["hidden"])
+        description |= {"version": WITH_TOKENS, "tokens": {"hidden": states["hidden"], "max_classes": CLASSES}}
     editor.finish()
     sites = [part for parts in banked.values() for part in parts]
-    description = {"version": VERSION, "rank": rank, "max_labels": max_labels, "hidden": hidden, "sites": sites}
-    set_metadata(model, KEY, description)
+    set_metadata(model, KEY, {**description, "sites": sites})
     return sites
 
 
@@ -109,3 +127,19 @@ def _inject_head(editor: GraphEditor) -> int:
     editor.add("Add", ["head.squeezed", bias], ["logits"])
     editor.graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, LABELS_AXIS]))
     return hidden
+
+
+def _inject_token_head(editor: GraphEditor, states: str, hidden: int) -> None:
+    """token_logits [batch, seq, classes] = states @ token_head.weight + token_head.bias, per row.
+
+    The classes' axis is free, and 0 is allowed: a batch without such a head computes nothing here.
+    """
+    batch, seq = (dim.dim_param for dim in editor.graph.input[0].type.tensor_type.shape.dim)
+    weight = _input(editor, "token_head.weight", ["rows", hidden, CLASSES_AXIS])
+    bias = _input(editor, "token_head.bias", ["rows", CLASSES_AXIS])
+    editor.add("MatMul", [states, weight], ["token_head.product"])
+    editor.add("Unsqueeze", [bias, "head.axis"], ["token_head.bias.row"])
+    editor.add("Add", ["token_head.product", "token_head.bias.row"], ["token_logits"])
+    editor.graph.output.append(
+        helper.make_tensor_value_info("token_logits", TensorProto.FLOAT, [batch, seq, CLASSES_AXIS])
+    )

@@ -86,7 +86,7 @@ def make(
         given = dict.fromkeys(node.name for node in model.graph.input)
         if bank is not None:
             model = _copy(model)
-            inject_bank(model, bank[1], bank[0].rank, bank[0].max_labels)
+            inject_bank(model, bank[1], bank[0].rank, bank[0].max_labels, of_tokens=False)
         arrays = {one.name: _zeros(one) for one in model.graph.input if one.name not in given}
         rows = quantize.feeds([*texts, quantize.longest(texts, reading.max_tokens)], tokenizer_path, *reading)
         found = measure_range(model, [{**one, **arrays} for one in rows])
@@ -139,6 +139,8 @@ def for_tensorrt(
     bank = metadata(model, KEY)
     if bank is None:
         raise BackendError("the graph has no adapter bank", "TensorRT form", "inject the bank first")
+    if "tokens" in bank:
+        raise BackendError("a bank with heads for tokens has no form for TensorRT", "TensorRT form")
     if not 1 <= rank <= bank["rank"]:
         raise BackendError(f"rank {rank} is not in the bank, which takes 1 to {bank['rank']}", "TensorRT form")
     width = bank["max_labels"] if labels is None else labels

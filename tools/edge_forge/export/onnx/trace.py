@@ -16,7 +16,8 @@ import onnx
 import torch
 
 from edge_agent.base.errors import BackendError
-from edge_forge.export.onnx.graph import GraphEditor, opset
+from edge_forge.export.onnx.graph import GraphEditor, opset, set_metadata
+from edge_forge.export.onnx.inject import STATES
 from edge_forge.models.encoder import Encoder
 
 OPSET = 18
@@ -35,27 +36,32 @@ class TokenHead(torch.nn.Linear):
 class PooledEncoder(torch.nn.Module):
     """Features [batch, width] of token ids, and logits with a head (of every token with a `TokenHead`): the export.
 
+    With `states`, and no head, also the hidden states [batch, seq, hidden] that a bank's heads of tokens read.
+
     With `additive` the encoder is handed the mask in its four-dimensional additive form, which spares the graph the
     indexing that transformers' own mask code leaves in it and that no runtime fuses. Not every encoder may be given it:
     ModernBERT makes another mask for its layers with a window, DeBERTa multiplies by the plain one (`takes_additive`).
     """
 
-    def __init__(self, encoder: Encoder, head: torch.nn.Linear | None = None, additive: bool = True) -> None:
+    def __init__(
+        self, encoder: Encoder, head: torch.nn.Linear | None = None, additive: bool = True, states: bool = False
+    ) -> None:
         super().__init__()
         self.encoder = encoder.model
         self.pooling = encoder.pooling
         self.head = head
         self.additive = additive
+        self.states = states
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
-        """Token ids and mask [batch, seq] to features [batch, width] (and logits [batch, labels])."""
+        """Token ids and mask [batch, seq] to features [batch, width] (and logits [batch, labels], or hidden states)."""
         mask = attention_mask
         if self.additive:
             mask = (1.0 - attention_mask[:, None, None, :].to(torch.float32)) * MASKED
         hidden = self.encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
         features = self.pooling(hidden, attention_mask)
         if self.head is None:
-            return features
+            return (features, hidden) if self.states else features
         return features, self.head(hidden if isinstance(self.head, TokenHead) else features)
 
 
@@ -81,12 +87,13 @@ def takes_additive(encoder: Encoder, tokens: int) -> bool:
 def trace(module: PooledEncoder, max_tokens: int, opset_version: int = OPSET) -> onnx.ModelProto:
     """Export with free batch and sequence axes (sequence up to `max_tokens`). Raises BackendError.
 
-    Inputs input_ids, attention_mask int64 [batch, seq]; outputs features, and logits where the module has a head.
+    Inputs input_ids, attention_mask int64 [batch, seq]; outputs features, and logits where the module has a head. Of
+    hidden states the metadata says which tensor they are; they are no output.
     """
     module.eval()
     ids, mask = torch.ones(2, 7, dtype=torch.int64), torch.ones(2, 7, dtype=torch.int64)  # never one object for both
     batch, seq = torch.export.Dim("batch"), torch.export.Dim("seq", max=max_tokens)
-    outputs = ["features"] if module.head is None else ["features", "logits"]
+    outputs = ["features", *(["logits"] if module.head is not None else ["states"] if module.states else [])]
     chatter = io.StringIO()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
@@ -117,7 +124,23 @@ def trace(module: PooledEncoder, max_tokens: int, opset_version: int = OPSET) ->
     for node in model.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""
+    if module.states and module.head is None:
+        _name_states(model)
     return model
+
+
+def _name_states(model: onnx.ModelProto) -> None:
+    """Take the hidden states from the outputs and note their tensor and width in the metadata."""
+    output = next(one for one in model.graph.output if one.name == "states")
+    model.graph.output.remove(output)
+    model.graph.value_info.append(output)
+    tensor, hidden = output.name, int(output.type.tensor_type.shape.dim[2].dim_value)
+    maker = GraphEditor(model).maker(tensor)
+    while maker is not None and maker.op_type == "Identity":
+        # What nothing reads is dropped by later edits.
+        tensor = maker.input[0]
+        maker = GraphEditor(model).maker(tensor)
+    set_metadata(model, STATES, {"tensor": tensor, "hidden": hidden})
 
 
 def tidy(model: onnx.ModelProto) -> int:
