@@ -129,6 +129,10 @@ class Matching:
         self.tokens: list[int] = []
         self.renewed = -1
 
+    def renew(self, matcher: Any) -> None:
+        """Follow a newly compiled grammar from now on."""
+        self.matcher, self.renewed = matcher, len(self.tokens)
+
     def write(self, word: bytes) -> None:
         """Follow the JSON text. Raises Repeated."""
         if self.so_far is not None:
@@ -218,8 +222,7 @@ class Grammars:
             self._compiled.pop((matching.kind, matching.text), None)
         if not costly or len(matching.tokens) < 2 * matching.renewed or matching.renewed == 0:
             return False
-        matching.renewed = len(matching.tokens)
-        matching.matcher = self._compile(matching.kind, matching.text).deep_copy()
+        matching.renew(self._compile(matching.kind, matching.text).deep_copy())
         for token in matching.tokens:
             self._on_token()
             matching.matcher.compute_bitmask()
