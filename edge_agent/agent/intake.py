@@ -322,7 +322,7 @@ def _check_pairs(request: Request, served: ServedModel) -> None:
         return
     asked = f"model {model.name!r}" if adapter is None else f"adapter {adapter.name!r} of model {model.name!r}"
     takes = "pairs: give text_pair beside text, text_pairs beside texts" if pairs else "one text: leave text_pair out"
-    if pairs and adapter is None and model.task.kind == "answers":
+    if (model if adapter is None else adapter).task.kind == "answers":
         takes = "a question in text and its context in text_pair (texts and text_pairs for several)"
     raise RequestError(422, Cause.TEXT_PAIR, f"{asked} takes {takes}")
 

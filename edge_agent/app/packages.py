@@ -381,7 +381,9 @@ def _model_fields(
                 "name": adapter.name,
                 "rank": adapter.rank,
                 "digest": adapter.digest,
-                "task": f"{adapter.task.kind}, {len(adapter.task.labels)} labels{', pairs' * adapter.task.pairs}",
+                "task": adapter.task.kind
+                + (f", {len(adapter.task.labels)} labels" if adapter.task.labels else "")
+                + ", pairs" * adapter.task.pairs,
                 **_route_fields(found.get((model.name, adapter.name))),
             }
             for adapter in model.adapters

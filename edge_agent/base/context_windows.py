@@ -79,15 +79,14 @@ def best_span(
 ) -> tuple[AnswerSpan | None, float]:
     """(the likeliest answer, the probability that there is none) in the context `text`.
 
-    Each window comes with the logits [tokens][2] of its row. An answer has `most_tokens` at most. None for an answer:
-    the context has no token that stands for anything that is seen. That there is none is as likely as in the window
-    that doubts it most.
+    Each window comes with the logits [tokens][2] of its `positions`. An answer has `most_tokens` at most. None for an
+    answer: the context has no token that stands for anything that is seen. That there is none is as likely as in the
+    window that doubts it most.
     """
     best: AnswerSpan | None = None
     none = 1.0
     for window, logits in windows:
-        positions = window.positions
-        starts, ends = (log_softmax([logits[at][column] for at in positions]) for column in (START, END))
+        starts, ends = (log_softmax([one[column] for one in logits]) for column in (START, END))
         none = min(none, math.exp(starts[0] + ends[0]))
         found = _likeliest(starts[1:], ends[1:], most_tokens)
         if found is None or (best is not None and math.exp(found[0]) <= best.score):
@@ -97,6 +96,14 @@ def best_span(
         if place is not None:
             best = AnswerSpan(*place, math.exp(found[0]))
     return best, none
+
+
+def answered(span: AnswerSpan | None, none: float, no_answer: bool, threshold: float = 0.0) -> AnswerSpan | None:
+    """What is answered: the likeliest span, or None where its score is below `threshold`, or where a model that knows
+    questions without an answer (`no_answer`) finds it likelier that there is none."""
+    if span is None or span.score < threshold or (no_answer and none > span.score):
+        return None
+    return span
 
 
 def _likeliest(

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edge_agent.base.causes import Cause
-from edge_agent.base.context_windows import LEAST_CONTEXT, LOGITS, best_span
+from edge_agent.base.context_windows import LEAST_CONTEXT, LOGITS, answered, best_span
 from edge_agent.base.errors import BackendError, RequestError, brief
 from edge_agent.base.limits import ANSWER_WINDOWS
 from edge_agent.base.texts import Text, parts_of
@@ -79,16 +79,14 @@ class ExtractAnswers(Task):
         threshold, rows = float(params.get("threshold", 0.0)), iter(logits)
         found = []
         for place, (context, windows) in enumerate(prepared.windows):
-            own = [(window, next(rows).tolist()) for window in windows]
+            own = [(window, next(rows)[window.positions].tolist()) for window in windows]
             span, none = best_span(context, own, self._task.answer_tokens)
-            score = 0.0 if span is None else span.score
-            unsaid = span is None or score < threshold or (self._task.no_answer and none > score)
-            said = None if unsaid else span
+            said = answered(span, none, self._task.no_answer, threshold)
             found.append({
                 "answer": None if said is None else context[said.start : said.end],
                 "start": None if said is None else said.start,
                 "end": None if said is None else said.end,
-                "score": score,
+                "score": 0.0 if span is None else span.score,
                 "no_answer_score": none,
                 "tokens": prepared.tokens[place],
                 "windows": len(windows),

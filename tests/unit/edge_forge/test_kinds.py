@@ -8,7 +8,7 @@ from edge_forge.plan.step_runner import _WITHOUT_EFFECT, _WITHOUT_EFFECT_BELOW, 
 from edge_forge.recipe.scaffold import _TEMPLATES
 
 CODES = {
-    "classify": classifier_code.CODE, "slots": classifier_code.CODE,
+    "classify": classifier_code.CODE, "slots": classifier_code.CODE, "answers": classifier_code.CODE,
     "generate": generator_training.CODE, "prefer": generator_training.CODE,
 }  # fmt: skip
 
@@ -20,6 +20,7 @@ CODES = {
         ({"task": {"kind": "prefer"}}, "prefer"),
         ({"task": {"kind": "classify"}}, "classify"),
         ({"task": {"kind": "slots"}}, "slots"),
+        ({"task": {"kind": "answers"}}, "answers"),
         ({"task": {}}, "classify"),
         ({}, "classify"),
         ({"task": {"kind": "dream"}}, "classify"),
@@ -66,4 +67,5 @@ def test_modules_that_do_not_count_for_a_key_exist():
 
 def test_trials_are_kept_by_the_code_of_the_kinds_own_training():
     found = {name: registry.kind(name).score.step for name in registry.KINDS}
-    assert found == {"classify": "train", "slots": "train", "generate": "generate-train", "prefer": "prefer-train"}
+    encoders = dict.fromkeys(("classify", "slots", "answers"), "train")
+    assert found == {**encoders, "generate": "generate-train", "prefer": "prefer-train"}

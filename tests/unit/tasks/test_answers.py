@@ -112,8 +112,8 @@ def test_the_best_window_answers_and_all_must_say_that_there_is_none(tokenizer_p
 def test_the_span_is_the_likeliest_of_those_that_are_short_enough(tokenizer_path, given_logits):
     (window,) = windows_of(encoded(tokenizer_path, "q", " ".join(LETTERS[:12])), 16, 4, 8)
     context, most = " ".join(LETTERS[:12]), 3
-    found, none = best_span(context, [(window, given_logits)], most)
     allowed = window.positions
+    found, none = best_span(context, [(window, [given_logits[at] for at in allowed])], most)
     sums = [sum(math.exp(given_logits[at][column]) for at in allowed) for column in (0, 1)]
     share = lambda first, last: (  # noqa: E731
         math.exp(given_logits[first][0]) / sums[0] * math.exp(given_logits[last][1]) / sums[1]

@@ -76,7 +76,11 @@ class ProcessMemory(NamedTuple):
 def outputs(subject: OnnxSubject, texts: Sequence[Text]) -> ModelOutputs:
     """The outputs that a device computes for `texts`, in order. Raises BackendError."""
     tokenizer = tokens.open_tokenizer(str(subject.tokenizer), subject.max_tokens, subject.prompt)
-    rows = [encoded.ids for encoded in tokenizer.encode(texts)]
+    return outputs_of(subject, [encoded.ids for encoded in tokenizer.encode(texts)])
+
+
+def outputs_of(subject: OnnxSubject, rows: Sequence[Sequence[int]]) -> ModelOutputs:
+    """The outputs for rows of token ids, in order. Raises BackendError."""
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
     with _session(subject) as session:
         done = _run(session, subject, [rows[row] for row in order])

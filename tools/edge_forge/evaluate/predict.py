@@ -39,11 +39,22 @@ def predict_with_features(
 def predict_tokens(
     base_dir: Path, trained_dir: Path, rows: Sequence[Text], *, max_tokens: int = 128
 ) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
-    """(features [rows, width], logits [its tokens, classes] of each row) of what labels words."""
-    encoder, weight, bias = open_trained(base_dir, trained_dir, merged=False)
+    """(features [rows, width], logits [its tokens, classes] of each row) of what has logits of tokens."""
     tokens, _ = encode(base_dir, rows, max_tokens)
-    features = np.zeros((len(rows), encoder.width), dtype=np.float32)
-    found: list[NDArray[np.float32]] = [np.zeros((0, 0), dtype=np.float32)] * len(rows)
+    return _of_tokens(base_dir, trained_dir, tokens)
+
+
+def predict_windows(base_dir: Path, trained_dir: Path, ids: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
+    """Logits [its tokens, classes] of rows of token ids."""
+    return _of_tokens(base_dir, trained_dir, [np.asarray(one, dtype=np.int32) for one in ids])[1]
+
+
+def _of_tokens(
+    base_dir: Path, trained_dir: Path, tokens: Sequence[NDArray[np.int32]]
+) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
+    encoder, weight, bias = open_trained(base_dir, trained_dir, merged=False)
+    features = np.zeros((len(tokens), encoder.width), dtype=np.float32)
+    found: list[NDArray[np.float32]] = [np.zeros((0, 0), dtype=np.float32)] * len(tokens)
     with torch.inference_mode():
         for batch in by_length(np.asarray([len(ids) for ids in tokens], dtype=np.int64), _TOKENS_PER_BATCH):
             ids, mask = padded([tokens[row] for row in batch])

@@ -41,12 +41,13 @@ _DIGITS = 7
 
 
 class VariantOutputs(NamedTuple):
-    """Outputs of a variant: features [texts][hidden] and, with a head, logits [texts][labels]; of slots those of every
-    token one after another, `classes` of each."""
+    """Outputs of a variant: features [texts][hidden] and, with a head, logits [texts][labels]; of slots and
+    answers those of every token one after another, `classes` of each; `over_tokens`: each is a choice among tokens."""
 
     features: Sequence[Sequence[float]]
     logits: Sequence[Sequence[float]] | None = None
     classes: int | None = None
+    over_tokens: bool = False
 
 
 def choose_texts(rows: Sequence[Row], labels: Sequence[str], count: int) -> tuple[Text, ...]:
@@ -88,6 +89,8 @@ def document(
             entry["logits_tolerance"] = _up(max(logits_floor, _worst(found.logits, reference.logits, largest)))
         if found.classes is not None:
             entry["classes"] = found.classes
+        if found.over_tokens:
+            entry["over_tokens"] = True
         if bare is not None:
             effect = sum(map(distance, found.features, bare[name].features)) / len(texts)
             entry["min_effect"] = float(f"{effect * _EFFECT_SHARE:.3g}")

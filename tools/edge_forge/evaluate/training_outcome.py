@@ -50,6 +50,21 @@ def of_classifier(confusion: Sequence[Sequence[int]], labels: Sequence[str]) -> 
     return TrainingOutcome()
 
 
+def of_answers(scores: Mapping[str, Any]) -> TrainingOutcome:
+    """The outcome of extractive answers, by `answer_scores.evaluate`: whether F1 is above that of saying "no answer" or
+    the whole context to every question."""
+    found, said = scores["answers"], [sum(column) for column in zip(*scores["confusion"], strict=True)]
+    if not said[0] and "answerable" in found:
+        return TrainingOutcome(f"it answers none of the {found['questions']} measured questions")
+    trivial = (
+        f"F1 is {found['f1']:.1%} on {found['questions']} questions; the whole context, or no answer, to every one has "
+        f"{found['trivial']:.1%}"
+    )
+    if found["high"] < found["trivial"]:
+        return TrainingOutcome(trivial)
+    return TrainingOutcome("", trivial if found["f1"] <= found["trivial"] else "")
+
+
 def of_threshold(at: Mapping[str, Any], label: str, proposed: float | None) -> TrainingOutcome:
     """The outcome by what a device answers with the recipe's threshold: `at` is `thresholds.scope_scores` at it.
 

@@ -13,6 +13,7 @@ DEFAULT = "classify"
 KINDS: Mapping[str, str] = {
     DEFAULT: "edge_forge.kinds.classifier",
     "slots": "edge_forge.kinds.slots",
+    "answers": "edge_forge.kinds.answers",
     "generate": "edge_forge.kinds.generator",
     "prefer": "edge_forge.kinds.preference",
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,13 +14,17 @@ from edge_forge.models.encoder import Encoder
 
 IGNORED = -100
 """The label of a token that begins no word; transformers' Trainer pads with it, too."""
+PADDED = -1e4
+"""The logit of padding where tokens compete with each other."""
 
 
 class SequenceClassifier(nn.Module):
     """logits [rows, labels] = pooling(encoder(x)) @ head.weight.T + head.bias, and the cross-entropy.
 
-    With `slots` there is no pooling: logits [rows, tokens, classes] of every token, and the loss of a row is the mean
-    over its words, which are the tokens whose label is not `IGNORED`.
+    `answered` says what the logits are of. With "slots" there is no pooling: logits [rows, tokens, classes] of every
+    token, and the loss of a row is the mean over its words, which are the tokens whose label is not `IGNORED`. With
+    "answers" there is none either: logits [rows, tokens, 2] of an answer's start and end, `labels` [rows, 2] are the
+    places of both, and the loss of a row is the mean of both cross-entropies over its tokens.
     `class_weight` [labels] has mean 1 over the training rows, so micro-batches add up to the batch's loss.
     """
 
@@ -34,13 +40,14 @@ class SequenceClassifier(nn.Module):
         label_smoothing: float = 0.0,
         token_dropout: float = 0.0,
         consistency: float = 0.0,
-        slots: bool = False,
+        answered: Literal["text", "slots", "answers"] = "text",
     ) -> None:
         super().__init__()
         self.encoder = encoder.model
         self.pooling = encoder.pooling
-        self.slots = slots
-        self.head = nn.Linear(encoder.hidden if slots else encoder.width, labels)
+        self.slots, self.answers = answered == "slots", answered == "answers"
+        self.of_tokens = self.slots or self.answers
+        self.head = nn.Linear(encoder.hidden if self.of_tokens else encoder.width, labels)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         weight = torch.ones(labels) if class_weight is None else class_weight
@@ -50,10 +57,10 @@ class SequenceClassifier(nn.Module):
         self.consistency = consistency
 
     def features(self, attention_mask: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
-        """Features [rows, width] of `input_ids` or of kept states given as `inputs_embeds`; of slots the states
-        [rows, tokens, hidden]."""
+        """Features [rows, width] of `input_ids` or of kept states given as `inputs_embeds`; where tokens have logits
+        the states [rows, tokens, hidden]."""
         states: torch.Tensor = self.encoder(attention_mask=attention_mask, **inputs).last_hidden_state
-        if self.slots:
+        if self.of_tokens:
             return states
         features: torch.Tensor = self.pooling(states, attention_mask)
         return features
@@ -70,9 +77,12 @@ class SequenceClassifier(nn.Module):
         if twice:
             attention_mask = torch.cat([attention_mask, attention_mask])
             inputs = {name: torch.cat([value, value]) for name, value in inputs.items()}
+        whole = attention_mask
         if self.training and self.token_dropout:
             attention_mask = self._thinned(attention_mask)
         logits = self.head(self.features(attention_mask, **inputs)).float()
+        if self.answers:  # padding is no place of an answer
+            logits = logits.masked_fill((whole == 0)[..., None], PADDED)
         if labels is None:
             return {"logits": logits}
         targets = torch.cat([labels, labels]) if twice else labels
@@ -83,6 +93,9 @@ class SequenceClassifier(nn.Module):
 
     def _losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The loss of each row, in nats."""
+        if self.answers:
+            each = functional.cross_entropy(logits, targets, reduction="none")
+            return each.mean(dim=1)
         weight: torch.Tensor = self.class_weight  # type: ignore[assignment]
         known = targets.clamp(min=0)
         each = functional.cross_entropy(

@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from edge_agent.bundle.catalog import LOSS_LOW
 from edge_agent.bundle.drift_reference import UNKNOWN_SHARE, Kind, to_metrics
+from edge_forge.data.answer_rows import NO_ANSWER
 from edge_forge.package.release import merged_id
 from edge_forge.package.sources import AdapterPackageSource, ModelSource, VariantSource
 from edge_forge.recipe.classifier_recipe import ClassifierRecipe
@@ -69,12 +70,23 @@ def task_of(recipe: ClassifierRecipe, labels: Sequence[str], prompt: str = "") -
     task = recipe.task
     return {
         "kind": task.kind,
-        "labels": list(labels),
+        "labels": [] if recipe.answers else list(labels),
         "max_tokens": task.max_tokens,
         "threshold": task.threshold,
         "out_of_scope": task.out_of_scope,
         **with_prompt(prompt),
-        **({"pairs": True} if recipe.data.text_pair else {}),
+        **({"pairs": True} if recipe.pairs else {}),
+        **(_answer_fields(recipe, labels) if recipe.answers else {}),
+    }
+
+
+def _answer_fields(recipe: ClassifierRecipe, labels: Sequence[str]) -> dict[str, Any]:
+    """What a task of answers has beside; the model may say that there is no answer where the rows have such."""
+    task = recipe.task
+    return {
+        "window_overlap": task.window_overlap,
+        "answer_tokens": task.answer_tokens,
+        "no_answer": NO_ANSWER in labels,
     }
 
 
@@ -200,7 +212,7 @@ def adapter(
         metrics=metrics | drift_reference(reference),
         docs=_docs(files),
         licences=[recipe.package.licence] if recipe.package.licence else (),
-        requires=(BANK_WITH_TOKENS,) if recipe.slots else (),
+        requires=(BANK_WITH_TOKENS,) if recipe.of_tokens else (),
     )
 
 

@@ -12,14 +12,20 @@ _QUESTIONS = ("numpy", "scipy", "scikit-learn")
 _RUNTIME = ("onnx", "onnxruntime", "numpy", "tokenizers")
 # Entry modules of a step and the distributions whose versions change its result.
 CODE: Code = {
-    "data": (("edge_forge.data.classifier_rows", "edge_forge.data.slot_rows"), ()),
+    "data": (("edge_forge.data.classifier_rows", "edge_forge.data.slot_rows", "edge_forge.data.answer_rows"), ()),
     "tokens": (("edge_agent.tasks.tokens",), ("tokenizers",)),
+    "windows": (("edge_forge.train.window_rows",), ("tokenizers",)),
     "base": (("edge_forge.models.base_check",), (*_TORCH, "safetensors")),
     "train": (("edge_forge.train.classifier_job",), (*_TORCH, "peft", "accelerate")),
     "cut": (("edge_forge.models.smaller",), _TORCH),
     "distill": (("edge_forge.train.distillation_job",), (*_TORCH, "peft", "accelerate")),
     "evaluate": (
-        ("edge_forge.evaluate.predict", "edge_forge.evaluate.classifier_metrics", "edge_forge.evaluate.span_scores"),
+        (
+            "edge_forge.evaluate.predict",
+            "edge_forge.evaluate.classifier_metrics",
+            "edge_forge.evaluate.span_scores",
+            "edge_forge.evaluate.answer_scores",
+        ),
         _TORCH,
     ),
     "trace-base": (("edge_forge.export.onnx.export_graphs",), (*_TORCH, *_RUNTIME, "onnxscript")),
@@ -37,6 +43,7 @@ CODE: Code = {
             "edge_forge.evaluate.measure_onnx",
             "edge_forge.evaluate.classifier_metrics",
             "edge_forge.evaluate.span_scores",
+            "edge_forge.evaluate.answer_scores",
             "edge_agent.backends.onnx",
             "edge_forge.export.onnx.scored",
         ),
@@ -50,7 +57,10 @@ CODE: Code = {
     "merge": (("edge_forge.train.merged_base",), _TORCH),
     "remembered": (("edge_forge.evaluate.predict", "edge_forge.train.trained_encoder"), _TORCH),
     "forgetting": (("edge_forge.evaluate.forgetting", "edge_forge.train.trained_encoder"), (*_TORCH, *_QUESTIONS)),
-    "paired": (("edge_forge.evaluate.paired", "edge_forge.evaluate.span_scores"), ("numpy", "scipy")),
+    "paired": (
+        ("edge_forge.evaluate.paired", "edge_forge.evaluate.span_scores", "edge_forge.evaluate.answer_scores"),
+        ("numpy", "scipy"),
+    ),
     "probes": (
         (
             "edge_forge.evaluate.measure_onnx",

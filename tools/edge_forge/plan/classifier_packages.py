@@ -199,9 +199,14 @@ class ClassifierPackages:
             def run(found: Mapping[str, Any]) -> dict[str, probes.VariantOutputs]:
                 results = {name: computed(name, subject) for name, subject in found.items()}
                 labels = 0 if what == "base" else len(self.training.data.labels)
-                classes = len(self.training.classes) if self.recipe.slots and labels else None
+                classes = len(self.training.classes) if self.recipe.of_tokens and labels else None
                 return {
-                    name: probes.VariantOutputs(one.features.tolist(), _logits(one, labels), classes)
+                    name: probes.VariantOutputs(
+                        one.features.tolist(),
+                        _logits(one, labels),
+                        classes,
+                        self.recipe.answers and classes is not None,
+                    )
                     for name, one in results.items()
                 }
 
@@ -233,7 +238,8 @@ class ClassifierPackages:
 
 
 def _logits(outputs: ModelOutputs, labels: int) -> list[list[float]] | None:
-    """A row for each text: the logits of its `labels`, of slots those of its tokens one after another; None for 0."""
+    """A row for each text: the logits of its `labels`, of slots and answers those of its tokens one after
+    another; None for 0."""
     if outputs.of_tokens is not None:
         return [one.ravel().tolist() for one in outputs.of_tokens]
     found: list[list[float]] | None = None

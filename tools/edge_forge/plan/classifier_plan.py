@@ -132,14 +132,16 @@ class ClassifierPlan:
 
     def _answered(self, logits: Path, gold: list[str]) -> tuple[str, list[list[float]]]:
         """`answers` and `calibration` of the measured rows; of slots by texts, and by words."""
-        training = self.training
-        if not self.recipe.slots:
-            return answers(logits, gold, training.data.labels), calibration(logits, gold, training.data.labels)
-        import numpy
+        training, split = self.training, self.training.data.measured[0]
+        if self.recipe.answers:
+            return training.tokens.answered(logits, split)
+        if self.recipe.slots:
+            import numpy
 
-        words, names = training.words(training.data.measured[0]), training.classes
-        right = "".join("01"[one] for one in words.right(numpy.load(logits)))
-        return right, calibration(logits, [names[place] for path in words.paths for place in path], names)
+            words, names = training.tokens.words(split), training.classes
+            right = "".join("01"[one] for one in words.right(numpy.load(logits)))
+            return right, calibration(logits, [names[place] for path in words.paths for place in path], names)
+        return answers(logits, gold, training.data.labels), calibration(logits, gold, training.data.labels)
 
     def _shipped(self) -> dict[str, Any]:
         """Variants, verdicts and packages."""

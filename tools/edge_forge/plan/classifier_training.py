@@ -11,17 +11,17 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edge_agent.base.errors import ConfigError, EdgeError
 from edge_agent.base.limits import PROBE_CHARACTERS
 from edge_agent.base.texts import Text
+from edge_forge.data import answer_rows, knowledge_files, slot_rows
 from edge_forge.data import classifier_rows as data
-from edge_forge.data import knowledge_files, slot_rows
 from edge_forge.data.classifier_rows import SPLITS, ClassifierData
 from edge_forge.evaluate import probes
 from edge_forge.evaluate.forgetting import EncoderQuestions, LabelledTask, Questions, compared, encoder_scores
-from edge_forge.evaluate.training_outcome import TrainingOutcome, of_classifier, of_threshold
+from edge_forge.evaluate.training_outcome import TrainingOutcome, of_answers, of_classifier, of_threshold
 from edge_forge.export.litert_converter import lengths
 from edge_forge.models import bases
 from edge_forge.package import classifier_sources as sources
@@ -31,15 +31,13 @@ from edge_forge.plan.classifier_code import CODE
 from edge_forge.plan.compression import Compression
 from edge_forge.plan.cost import TrainingWork, foretold, host_flops_per_s
 from edge_forge.plan.step_runner import StepRunner, digest_of_data, plain, with_log
+from edge_forge.plan.token_rows import TokenRows
 from edge_forge.progress import Phases, size
 from edge_forge.recipe import classifier_recipe
 from edge_forge.recipe.classifier_recipe import ClassifierRecipe, CompressSection
 from edge_forge.train import settings as presets
 from edge_forge.train.lint import lint
 from edge_forge.train.methods import ADAPTER, HEAD, METHODS
-
-if TYPE_CHECKING:
-    from edge_forge.train.word_rows import WordRows
 
 # A head on so many texts is trained in the seconds that tracing the base takes.
 SMALL_ROWS = 4000
@@ -54,10 +52,11 @@ class ClassifierTraining:
     def __init__(self, recipe: ClassifierRecipe, steps: StepRunner, teacher: ClassifierTraining | None = None) -> None:
         self.recipe = recipe
         self.steps = steps
+        self.tokens = TokenRows(self)
         self.compression = None if teacher is None else Compression(recipe, teacher, steps)
 
     @property
-    def _at_hand(self) -> ClassifierTraining:
+    def at_hand(self) -> ClassifierTraining:
         """Whose rows and base are known before anything is trained. A compressed base has the tokenizer, positions and
         width of its teacher's."""
         return self if self.compression is None else self.compression.teacher
@@ -68,11 +67,11 @@ class ClassifierTraining:
         What a device would refuse of the packages is raised too (`package.preflight`). Raises ConfigError.
         """
         preflight.check_converter(self.recipe.quantize.litert)
-        _ = (self.data_step, self._at_hand.base, self.bank_tokens)
+        _ = (self.data_step, self.at_hand.base, self.bank_tokens)
         self._check_steps()
         recipe, labels = self.recipe, self.data.labels
         banked = self.has_adapter_package
-        if banked and not recipe.slots:
+        if banked and not recipe.of_tokens:
             preflight.check_bank(labels, recipe.export.bank_labels, f"[data] of {recipe.name}")
         task = sources.task_of(recipe, labels, self.prompt)
         products = [(recipe.base.name, recipe.base.version), (recipe.name, recipe.package.version)] if banked else []
@@ -82,13 +81,13 @@ class ClassifierTraining:
         method = METHODS[settings.method]
         preflight.check_adapter_document(recipe.name, method.bank_rank(settings.rank), settings.alpha, task)
         card = self.steps.recipe_dir / "card.md"
-        files = {"tokenizer": self._at_hand.base.directory / "tokenizer.json"} | (
+        files = {"tokenizer": self.at_hand.base.directory / "tokenizer.json"} | (
             {"card": card} if card.is_file() else {}
         )
         section = recipe.quantize
         variants = len((*section.variants, *section.tensorrt, *section.litert))
-        logits = recipe.task.max_tokens * len(self.classes) if recipe.slots else len(labels)
-        shape = preflight.ProbeShape(int(self._at_hand.examined.facts["width"]), logits, variants)
+        logits = recipe.task.max_tokens * len(self.classes) if recipe.of_tokens else len(labels)
+        shape = preflight.ProbeShape(int(self.at_hand.examined.facts["width"]), logits, variants)
         preflight.check_files(files, recipe.package.probes, shape)
         split = self.data.measured[0]
         if not self.probe_texts(1):
@@ -100,13 +99,15 @@ class ClassifierTraining:
         if self.compression is not None:
             self.compression.check_inputs()
         _ = self._method_said
-        if recipe.slots:
-            self._warn_of_spans_beside_words()
+        for warning in self.tokens.warnings():
+            self.steps.progress.warn(warning)
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """What a logit stands for: the labels, of slots the classes of a word."""
+        """What a logit stands for: the labels, of slots the classes of a word, of answers start and end."""
         labels = self.data.labels
+        if self.recipe.answers:
+            return ("start", "end")
         if not self.recipe.slots:
             return labels
         from edge_forge.train.word_rows import class_names
@@ -118,27 +119,9 @@ class ClassifierTraining:
         rows, labels = self.data.measured[1], self.data.labels
         if self.recipe.slots:
             rows, labels = tuple(slot_rows.each_span(rows)), (*labels, "")
+        if self.recipe.answers:
+            rows = tuple(map(answer_rows.by_answer, rows))
         return probes.choose_texts(rows, labels, count)
-
-    def words(self, split: str) -> WordRows:
-        """A split of slots by words, as a device splits its texts."""
-        from edge_forge.train.word_rows import WordRows
-
-        bounds = (self.recipe.task.max_tokens, self.prompt)
-        tokenizer = self.base.directory / "tokenizer.json"
-        return WordRows.read(tokenizer, self.data.splits[split], self.data.labels, bounds)
-
-    def _warn_of_spans_beside_words(self) -> None:
-        """Say how many training spans no answer can give: words have labels, and parts of words have none."""
-        found = self.words("train")
-        beside, spans = found.beside_words, sum(map(len, found.gold))
-        if beside:
-            place, _, start, end = beside[0]
-            text = str(self.data.train[place].text)
-            self.steps.progress.warn(
-                f"{len(beside)} of {spans} training spans begin or end within a word of the base's tokenizer, or lie "
-                f"beyond max_tokens, such as {text[start:end][:40]!r} in {text[:60]!r}: whole words are answered"
-            )
 
     @cached_property
     def _method_said(self) -> bool:
@@ -148,7 +131,7 @@ class ClassifierTraining:
         self.steps.progress.say(method.said())
         if not self.recipe.compress.wanted and self.recipe.compress != CompressSection():
             self.steps.progress.warn("compress.layers is 0: nothing is cut, and [compress] has no effect")
-        known = self._at_hand
+        known = self.at_hand
         width = int(known.examined.facts["width"])
         inner = int(known.base.config.get("intermediate_size") or 4 * width)
         layers = self.recipe.compress.layers or int(known.examined.facts["layers"])
@@ -179,7 +162,7 @@ class ClassifierTraining:
     @cached_property
     def bank_tokens(self) -> int:
         """The longest text of the base's own package: `export.bank_tokens`, or fewer where the base has no more."""
-        wanted, longest = self.recipe.export.bank_tokens, int(self._at_hand.examined.facts["positions"])
+        wanted, longest = self.recipe.export.bank_tokens, int(self.at_hand.examined.facts["positions"])
         if wanted <= longest:
             return wanted
         if self.has_adapter_package:
@@ -200,10 +183,11 @@ class ClassifierTraining:
         settings = plain(section) | {split: str(path.resolve()) for split, path in files.items()}
         # With a threshold the label of out-of-scope texts needs no rows.
         settings |= {"labels": list(task.labels), "out_of_scope": task.out_of_scope, "threshold": task.threshold > 0}
-        settings |= {"kind": task.kind} if self.recipe.slots else {}
+        settings |= {"kind": task.kind} if self.recipe.of_tokens else {}
 
         def work(folder: Path) -> Mapping[str, Any]:
-            loaded = (slot_rows if self.recipe.slots else data).load(section, task, self.steps.recipe_dir)
+            load = {"slots": slot_rows.load, "answers": answer_rows.load}.get(task.kind, data.load)
+            loaded = load(section, task, self.steps.recipe_dir)
             for split, rows in loaded.splits.items():
                 data.write_rows(folder / f"{split}.jsonl", rows)
             return {
@@ -242,15 +226,16 @@ class ClassifierTraining:
                 "task.max_tokens",
                 f"set max_tokens = {longest} at most, or take another base",
             )
-        if self.recipe.data.text_pair and not facts["joins"]:
+        key = "task.kind" if self.recipe.answers else "data.text_pair"
+        if self.recipe.pairs and not facts["joins"]:
             raise ConfigError(
-                "the base's tokenizer puts nothing between the two texts of a pair", "data.text_pair",
+                "the base's tokenizer puts nothing between the two texts of a pair", key,
                 "take a base whose tokenizer.json has a template for pairs, such as BERT or MiniLM",
             )  # fmt: skip
-        if self.recipe.data.text_pair and (written := facts["separator_in_texts"]) is not None:
+        if self.recipe.pairs and (written := facts["separator_in_texts"]) is not None:
             raise ConfigError(
                 f"the base's tokenizer reads {written!r} with the token that separates the two texts of a pair, so a "
-                "text could move the border between them", "data.text_pair",
+                "text could move the border between them", key,
                 "take a base whose vocabulary splits it, such as BERT or MiniLM",
             )  # fmt: skip
         base = dataclasses.replace(base, base_id=facts["base_id"])
@@ -281,13 +266,13 @@ class ClassifierTraining:
     @property
     def prompt(self) -> str:
         """What the base wants before every text; '' for most."""
-        found: str = self._at_hand.examined.facts["prompt"]
+        found: str = self.at_hand.examined.facts["prompt"]
         return found
 
     @cached_property
     def tokenizer_digest(self) -> str:
         """sha256 of the base's tokenizer.json."""
-        return file_digest(self._at_hand.base.directory / "tokenizer.json")
+        return file_digest(self.at_hand.base.directory / "tokenizer.json")
 
     @cached_property
     def trained(self) -> StepResult:
@@ -366,7 +351,7 @@ class ClassifierTraining:
             **self.trained_digests,
             **self.data_step.digests("validation.jsonl", "test.jsonl"),
         }
-        settings = {"max_tokens": self.recipe.task.max_tokens, "labels": list(rows.labels)}
+        settings = {"max_tokens": self.recipe.task.max_tokens, "labels": list(rows.labels), **self.tokens.settings}
 
         def work(folder: Path) -> Mapping[str, Any]:
             import numpy
@@ -377,8 +362,8 @@ class ClassifierTraining:
             facts: dict[str, Any] = {}
             for split in ("validation", "test"):
                 gold = rows.splits[split]
-                if gold and self.recipe.slots:
-                    facts[split] = self._words_evaluated(split, folder)
+                if gold and self.recipe.of_tokens:
+                    facts[split] = self._tokens_evaluated(split, folder)
                 elif gold:
                     texts = [row.text for row in gold]
                     logits = predict(
@@ -390,18 +375,21 @@ class ClassifierTraining:
 
         return self.steps.run("evaluate", inputs, settings, work)
 
-    def _words_evaluated(self, split: str, folder: Path) -> Mapping[str, Any]:
-        """Scores of a split of slots by PyTorch; its logits go to `<split>.npy`, those of all words."""
+    def _tokens_evaluated(self, split: str, folder: Path) -> Mapping[str, Any]:
+        """Scores of a split of slots or answers by PyTorch; its logits (`TokenRows.scored`) go to `<split>.npy`."""
         import numpy
 
-        from edge_forge.evaluate import span_scores
-        from edge_forge.evaluate.predict import predict_tokens
+        from edge_forge.evaluate.predict import predict_tokens, predict_windows
 
-        words, texts = self.words(split), [row.text for row in self.data.splits[split]]
         run, most = self.trained.path("run"), self.recipe.task.max_tokens
-        logits = words.of_words(predict_tokens(self.base.directory, run, texts, max_tokens=most)[1])
+        if self.recipe.answers:
+            of_tokens = predict_windows(self.base.directory, run, self.tokens.windows(split).ids)
+        else:
+            texts = [row.text for row in self.data.splits[split]]
+            of_tokens = predict_tokens(self.base.directory, run, texts, max_tokens=most)[1]
+        logits, scores = self.tokens.scored(split, of_tokens)
         numpy.save(folder / f"{split}.npy", logits)
-        return span_scores.evaluate(logits, words)
+        return scores
 
     @cached_property
     def made_base(self) -> Path:
@@ -475,10 +463,10 @@ class ClassifierTraining:
         earlier: dict[str, LabelledTask] = {}
         for file in self._earlier_files:
             other = classifier_recipe.load(file)
-            if other.slots:
+            if other.of_tokens:
                 raise ConfigError(
-                    "a linear probe asks for classes of texts, and these are slots", f"diagnose.earlier: {file}",
-                    "leave it out",
+                    f"a linear probe asks for classes of texts, and these are {other.task.kind}",
+                    f"diagnose.earlier: {file}", "leave it out",
                 )  # fmt: skip
             steps = StepRunner(file.parent, self.steps.cache, self.steps.progress, CODE)
             found = ClassifierTraining(other, steps)
@@ -514,7 +502,7 @@ class ClassifierTraining:
             base, run = self.base.directory, self.trained.path("run")
             found = diagnosis.of_encoder(base, run, section.top, section.cosine)
             # What a repair keeps is measured by classes of texts.
-            intruders = {one.name: one.intruders for one in found if one.intruders and not self.recipe.slots}
+            intruders = {one.name: one.intruders for one in found if one.intruders and not self.recipe.of_tokens}
             texts = [row.text for row in measured], [rows.labels.index(row.label) for row in measured]
             repair = diagnosis.repaired_encoder((base, run), intruders, texts, most, asked.named) if intruders else []
             return {
@@ -530,6 +518,8 @@ class ClassifierTraining:
     def outcome(self) -> TrainingOutcome:
         """Whether the run led anywhere, by its answers to all measured rows, without and with the threshold."""
         found, task = self.evaluated.facts, self.recipe.task
+        if self.recipe.answers:
+            return of_answers(found[self.data.measured[0]])
         shown = found[self.data.measured[0]]["labels"]
         by_class = of_classifier(_sum([found[split]["confusion"] for split in found]), shown)
         if by_class.failed or not task.threshold or task.out_of_scope is None:
@@ -541,8 +531,8 @@ class ClassifierTraining:
     @cached_property
     def scope(self) -> Mapping[str, Any]:
         """Scores in and out of scope on the measured rows: `curve` by threshold, `at` the recipe's own; `proposed` is
-        the threshold that the validation rows propose. Empty for slots."""
-        if self.recipe.slots:
+        the threshold that the validation rows propose. Empty for slots and answers."""
+        if self.recipe.of_tokens:
             return {}
         import numpy
 
@@ -570,12 +560,14 @@ class ClassifierTraining:
             return self.compression.teacher.token_lengths
         most = self.recipe.task.max_tokens
         inputs = {"tokenizer": self.tokenizer_digest, **self.data_step.digests("train.jsonl")}
+        if self.recipe.answers:
+            return self.tokens.window_lengths(inputs)
 
         def work(_: Path) -> Mapping[str, Any]:
             from edge_forge.evaluate.measure_onnx import token_counts
 
             texts = [row.text for row in self.data.train]
-            lengths = sorted(token_counts(self._at_hand.base.directory / "tokenizer.json", texts, self.prompt))
+            lengths = sorted(token_counts(self.at_hand.base.directory / "tokenizer.json", texts, self.prompt))
             cut = sum(length > most for length in lengths)
             kept = sum(min(length, most) for length in lengths)
             p95 = lengths[len(lengths) * 95 // 100]

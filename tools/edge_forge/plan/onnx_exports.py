@@ -109,7 +109,7 @@ class OnnxExports:
         """encoder.onnx and model.onnx (the same, FP32), tokenizer.json."""
         base, export, task = self.training.base, self.recipe.export, self.recipe.task
         inputs = {"base": base.base_id, "tokenizer": self.training.tokenizer_digest, **self.training.trained_digests}
-        pairs = bool(self.recipe.data.text_pair)
+        pairs = self.recipe.pairs
         settings = {"tolerance": export.parity_tolerance, "max_tokens": task.max_tokens, "pairs": pairs}
 
         def work(folder: Path) -> Mapping[str, Any]:
@@ -227,7 +227,7 @@ class OnnxExports:
             return None
         inputs = {"base": base.base_id, "tokenizer": self.training.tokenizer_digest, **self.training.trained_digests}
         tolerance = self.recipe.export.parity_tolerance
-        pairs = bool(self.recipe.data.text_pair)
+        pairs = self.recipe.pairs
         settings = {"formats": formats, "tolerance": tolerance, "max_tokens": task.max_tokens, "pairs": pairs}
 
         def work(folder: Path) -> Mapping[str, Any]:
@@ -249,8 +249,8 @@ class OnnxExports:
         """Validation and test texts that FP16 must hold: the longest ones and a sample of the others."""
         data = self.training.data
         rows = sorted((*data.splits["validation"], *data.splits["test"]), key=lambda row: -characters(row.text))
-        # Of slots each row is a class of its own, and one of each would be taken.
-        rest = [Row(row.text, "") for row in rows[_RANGE_TEXTS:]] if self.recipe.slots else rows[_RANGE_TEXTS:]
+        # Of slots and answers each row is a class of its own, and one of each would be taken.
+        rest = [Row(row.text, "") for row in rows[_RANGE_TEXTS:]] if self.recipe.of_tokens else rows[_RANGE_TEXTS:]
         others = sample(rest, _RANGE_TEXTS, self.recipe.data.seed)
         return [row.text for row in (*rows[:_RANGE_TEXTS], *others)]
 
@@ -264,7 +264,7 @@ class OnnxExports:
         if adapter is not None:
             inputs |= {"adapter": self.training.trained_digests["run/adapter.safetensors"]}
         settings = {"labels": list(self.training.classes), "max_tokens": task.max_tokens,
-                    "base_id": self.training.base.base_id,
+                    "base_id": self.training.base.base_id, **self.training.tokens.settings,
                     **runtime_versions((graph.runtime,))}  # fmt: skip
 
         def work(folder: Path) -> Mapping[str, Any]:
@@ -284,12 +284,13 @@ class OnnxExports:
                 if gold:
                     texts = [row.text for row in gold]
                     with scored(subject, graph.dtype, graph.runtime) as true:
-                        outputs = measure.outputs(true, texts)
+                        windows = self.training.tokens.windows(split).ids if self.recipe.answers else None
+                        outputs = measure.outputs(true, texts) if windows is None else measure.outputs_of(true, windows)
                     wording = measure.wording(subject, texts)
                     own, found = self._scored(split, outputs)
                     numpy.save(folder / f"{split}.npy", own)
                     facts[split] = {
-                        **found, **({} if self.recipe.slots else {"confidence": confidence_shares(own)}),
+                        **found, **({} if self.recipe.of_tokens else {"confidence": confidence_shares(own)}),
                         "fragmentation": fragmentation_shares(wording), "out_of_vocabulary": unknown_share(wording),
                     }  # fmt: skip
             if not graph.runs_here:
@@ -303,20 +304,18 @@ class OnnxExports:
         scores = entry.facts[rows.measured[0]]
         told = ("accuracy", "macro_f1", "mcc", "ece", "nll", "confusion", "confidence", "fragmentation",
                 "out_of_vocabulary")  # fmt: skip
-        figures = {key: scores[key] for key in (*told, "spans") if key in scores}
+        figures = {key: scores[key] for key in (*told, "spans", "answers") if key in scores}
         figures |= {"validation_accuracy": entry.facts["validation"]["accuracy"], **_costs(entry.facts)}
         return dataclasses.replace(graph, figures={**(graph.figures or {}), **figures})
 
     def _scored(self, split: str, outputs: ModelOutputs) -> tuple[Any, Mapping[str, Any]]:
-        """The logits of a split's texts (of slots: of their words), and their scores."""
-        from edge_forge.evaluate import classifier_metrics, span_scores
+        """The logits that a split is scored by (`TokenRows.scored`; else of its texts), and their scores."""
+        from edge_forge.evaluate import classifier_metrics
 
         data = self.training.data
-        if self.recipe.slots:
+        if self.recipe.of_tokens:
             assert outputs.of_tokens is not None  # noqa: S101 - a graph with a head for tokens was exported
-            words = self.training.words(split)
-            own = words.of_words(outputs.of_tokens)
-            return own, span_scores.evaluate(own, words)
+            return self.training.tokens.scored(split, outputs.of_tokens)
         assert outputs.logits is not None  # noqa: S101 - a graph with a head was exported
         own = outputs.logits[:, : len(data.labels)]
         gold = [row.label for row in data.splits[split]]
@@ -425,15 +424,13 @@ class OnnxExports:
         def work(_: Path) -> Mapping[str, Any]:
             import numpy
 
-            from edge_forge.evaluate import span_scores
             from edge_forge.evaluate.paired import compare_logits
 
             found = {name: [numpy.load(entry.path(file)) for file in files] for name, entry in entries.items()}
             further = tuple(found[name][1] for name in ("reference", "variant")) if others else None
-            if self.recipe.slots:
-                words = self.training.words(split)
-                more = None if further is None else (further[0], further[1], self.training.words(others[0]))
-                return span_scores.compare(found["reference"][0], found["variant"][0], words, more).as_dict()
+            if self.recipe.of_tokens:
+                own = found["reference"][0], found["variant"][0]
+                return self.training.tokens.compared(own, split, further, others).as_dict()
             gold = [rows.labels.index(row.label) for row in labelled]
             return compare_logits(found["reference"][0], found["variant"][0], gold, further).as_dict()
 

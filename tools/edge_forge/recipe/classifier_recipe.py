@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from edge_agent.base.errors import ConfigError, UsageError
-from edge_agent.base.limits import LABELS
+from edge_agent.base.limits import ANSWER_TOKENS, LABELS
 from edge_forge.data.text_files import one_label
 from edge_forge.recipe import schema as recipe_form
 from edge_forge.recipe.schema import (
@@ -44,12 +44,16 @@ BANK_RANK = 64
 class ClassifierTaskSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[task]`: what the model answers."""
 
-    kind: Literal["classify", "slots"] = "classify"
-    """What has a label: the text, or spans of it."""
+    kind: Literal["classify", "slots", "answers"] = "classify"
+    """What has a label: the text, or spans of it; `answers`: a question is answered by a span of its context."""
     labels: tuple[str, ...] = ()
     """The order of the classes; empty: the sorted labels of the training data."""
     max_tokens: Annotated[int, msgspec.Meta(ge=8, le=512)] = 64
-    """A longer text is cut, and the answer says so."""
+    """A longer text is cut, and the answer says so; a longer context of a question is read in windows."""
+    window_overlap: Annotated[int, msgspec.Meta(ge=0, le=256)] = 64
+    """Of answers: tokens of a long context that neighbouring windows share."""
+    answer_tokens: Annotated[int, msgspec.Meta(ge=1, le=ANSWER_TOKENS)] = 30
+    """Of answers: the longest answer."""
     threshold: Share = 0.0
     """Below this probability the answer is `out_of_scope`."""
     out_of_scope: str | None = None
@@ -75,7 +79,7 @@ class ClassifierDataSection(Section, frozen=True, kw_only=True, forbid_unknown_f
     hub_config: str = ""
     hub_splits: Mapping[str, str] = {}
     """Where the hub names its splits otherwise: `{validation = "dev"}`; an empty name: the split is not used."""
-    format: Literal["", "tsv", "csv", "jsonl"] = ""
+    format: Literal["", "tsv", "csv", "jsonl", "squad"] = ""
     """Empty: by the file's suffix."""
     columns: tuple[str, ...] = ()
     """The columns' names in a TSV or CSV file without a header row; empty: the first row is the header."""
@@ -193,6 +197,21 @@ class ClassifierRecipe(CommonRecipe, frozen=True, kw_only=True, forbid_unknown_f
         return self.task.kind == "slots"
 
     @property
+    def answers(self) -> bool:
+        """Whether questions are answered by spans of a context."""
+        return self.task.kind == "answers"
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether tokens have logits, and not the text."""
+        return self.slots or self.answers
+
+    @property
+    def pairs(self) -> bool:
+        """Whether a row has two texts."""
+        return self.answers or bool(self.data.text_pair)
+
+    @property
     def training(self) -> TrainSettings:
         """The settings of the training run: the preset, overlaid with `[method]` and `[train]`."""
         return _training(self, "recipe")
@@ -207,7 +226,7 @@ _TABLES: Mapping[str, tuple[str, ...]] = {
     "train": tuple(
         field.name
         for field in dataclasses.fields(TrainSettings)
-        if field.name not in ("method", "preset", "max_tokens", "slots", *METHOD_KEYS)
+        if field.name not in ("method", "preset", "max_tokens", "slots", "answers", "window_overlap", *METHOD_KEYS)
     ),
 }
 SCHEMA = RecipeSchema(ClassifierRecipe, _TABLES)
@@ -237,10 +256,10 @@ def with_method(recipe: ClassifierRecipe, method: str, preset: str) -> Classifie
 
 def check_sequence(recipe: ClassifierRecipe) -> None:
     """Raise UsageError where the task cannot be one of several that are trained one after another."""
-    if recipe.slots:
+    if recipe.of_tokens:
         raise UsageError(
-            f"{recipe.name}: a sequence asks what is left of classes of texts, and these are slots", "sequence",
-            "name recipes of classifiers",
+            f"{recipe.name}: a sequence asks what is left of classes of texts, and these are {recipe.task.kind}",
+            "sequence", "name recipes of classifiers",
         )  # fmt: skip
     if recipe.compress.wanted:
         raise UsageError(
@@ -267,7 +286,8 @@ def _check_relations(recipe: ClassifierRecipe, where: str) -> None:
         raise wrong("task.labels", "a label is named twice")
     if recipe.slots:
         _check_slots(recipe, wrong)
-    if len(task.labels) == 1 and not recipe.slots:
+    _check_answers(recipe, wrong)
+    if len(task.labels) == 1 and not recipe.of_tokens:
         raise wrong("task.labels", "a classifier needs at least two labels")
     if task.out_of_scope is not None and task.labels and task.out_of_scope not in task.labels and not task.threshold:
         raise wrong(
@@ -354,9 +374,51 @@ def _check_slots(recipe: ClassifierRecipe, wrong: Callable[[str, str, str | None
         raise wrong("train.consistency", "it compares answers to whole texts", "set consistency = 0")
 
 
+def _check_answers(recipe: ClassifierRecipe, wrong: Callable[[str, str, str | None], ConfigError]) -> None:
+    """What belongs to classifiers alone, or to answers, and how windows have to be."""
+    if not recipe.answers:
+        _check_no_answers(recipe, wrong)
+        return
+    data, task, start = recipe.data, recipe.task, ClassifierDataSection()
+    for key in ("hub", "columns", "text", "text_pair", "label", "label_names"):
+        if getattr(data, key) != getattr(start, key):
+            raise wrong(f"data.{key}", "answers have questions and contexts in SQuAD's form", f"leave {key} out")
+    if data.format not in ("", "squad", "jsonl"):
+        raise wrong("data.format", "rows of answers are SQuAD's JSON or JSONL", 'set format = "squad"')
+    for key in ("labels", "out_of_scope", "threshold"):
+        if getattr(task, key) != getattr(ClassifierTaskSection(), key):
+            raise wrong(f"task.{key}", "it belongs to a classifier", f"leave {key} out; requests have params.threshold")
+    if 2 * task.window_overlap > task.max_tokens:
+        raise wrong(
+            "task.max_tokens", f"windows of {task.max_tokens} tokens that share {task.window_overlap} read little",
+            f"set max_tokens = {max(256, 2 * task.window_overlap)}, or a smaller window_overlap",
+        )  # fmt: skip
+    unfit = {
+        "quantize.litert": (bool(recipe.quantize.litert), "answers run on ONNX Runtime alone", "[]"),
+        "quantize.tensorrt": (bool(recipe.quantize.tensorrt), "answers run on ONNX Runtime alone", "[]"),
+        "train.precision": (recipe.training.precision == "int8", "int8 is for classifiers", '"auto"'),
+        "train.class_weights": (recipe.training.class_weights != "none", "they are for classifiers", '"none"'),
+        "train.consistency": (recipe.training.consistency > 0, "it compares answers to whole texts", "0"),
+        "train.label_smoothing": (recipe.training.label_smoothing > 0, "it is for classifiers", "0"),
+        "compress.layers": (recipe.compress.wanted, "a smaller base is made for classifiers of whole texts", "0"),
+    }
+    for where, (found, what, value) in unfit.items():
+        if found:
+            raise wrong(where, what, f"set {where.rpartition('.')[2]} = {value}")
+
+
+def _check_no_answers(recipe: ClassifierRecipe, wrong: Callable[[str, str, str | None], ConfigError]) -> None:
+    if recipe.data.format == "squad":
+        raise wrong("data.format", "SQuAD's form is of answers", 'set task.kind = "answers"')
+    for key in ("window_overlap", "answer_tokens"):
+        if getattr(recipe.task, key) != getattr(ClassifierTaskSection(), key):
+            raise wrong(f"task.{key}", "it belongs to answers", f'leave {key} out, or set task.kind = "answers"')
+
+
 def _training(recipe: ClassifierRecipe, where: str) -> TrainSettings:
     method = dict(recipe.method)
     name, preset = name_of(method.pop("name", LORA.name), f"{where}: method"), str(method.pop("preset", "best"))
     start = presets.settings(name, preset, method, f"{where}: method")
     found = replaced(start, {**recipe.train, "max_tokens": recipe.task.max_tokens}, f"{where}: train")
-    return dataclasses.replace(found, slots=recipe.slots)
+    overlap = recipe.task.window_overlap if recipe.answers else 0
+    return dataclasses.replace(found, slots=recipe.slots, answers=recipe.answers, window_overlap=overlap)

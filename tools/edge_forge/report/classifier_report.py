@@ -65,6 +65,8 @@ def _result(figures: Mapping[str, Any]) -> Iterator[Block]:
             f"{percent(spans['high'])}). A text is answered as labelled where its spans are exactly those of its row; "
             "macro-F1 and the table of answers count spans, the matrix, Matthews correlation and calibration words."
         )
+    if answers := scores.get("answers"):
+        yield from _answers(answers)
     if figures.get("outcome"):
         yield Paragraph(f"**Mind: {figures['outcome']}.**")
     if figures.get("packages"):
@@ -74,6 +76,21 @@ def _result(figures: Mapping[str, Any]) -> Iterator[Block]:
             [[f"`{one['file']}`", one["what"], size(one["size_bytes"]), f"`{one['digest'][:19]}…`"]
              for one in figures["packages"]],
         )  # fmt: skip
+
+
+def _answers(found: Mapping[str, Any]) -> Iterator[Block]:
+    """Exact match and F1 by SQuAD's rules, of questions with and without an answer apart."""
+    parts = [
+        f"{found[name]['rows']} {name} ones: exact {percent(found[name]['exact'])}, F1 {percent(found[name]['f1'])}"
+        for name in ("answerable", "unanswerable") if name in found
+    ]  # fmt: skip
+    yield Paragraph(
+        f"Exact match **{percent(found['exact'])}** and F1 **{percent(found['f1'])}** of {found['questions']} "
+        f"questions by the rules of SQuAD's script (95 % interval of F1 {percent(found['low'])} to "
+        f"{percent(found['high'])}); {'; '.join(parts)}. The whole context, or no answer, to every question would have "
+        f"an F1 of {percent(found['trivial'])}. A question is answered as labelled where exactly; macro-F1 above is "
+        "that F1; the table of answers, the matrix and Matthews correlation are of whether there is an answer."
+    )
 
 
 def _variants(figures: Mapping[str, Any]) -> Iterator[Block]:

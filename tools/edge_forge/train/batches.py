@@ -32,7 +32,7 @@ def collate(batch: Sequence[tuple[RowDataset, int]]) -> dict[str, torch.Tensor]:
     """attention_mask, labels, and input_ids [rows, tokens] or inputs_embeds [rows, tokens, hidden]."""
     source, rows = batch[0][0], [row for _, row in batch]
     labels = torch.from_numpy(source.rows.targets[rows])
-    if labels.ndim == 2:  # of slots: as long as the batch's longest row
+    if labels.ndim == 2:  # of slots: as long as the batch's longest row; of answers two places, which stay
         labels = labels[:, : max(len(source.rows.tokens[row]) for row in rows)]
     if source.kept is not None:
         states, mask = source.kept.read(rows)

@@ -89,7 +89,7 @@ def train(
     fails, KeyboardInterrupt after the worker was ended.
     """
     check(settings, "train")
-    if not settings.slots:
+    if not (settings.slots or settings.answers):
         _check_rows(*rows, labels)
     out_dir = out_dir.resolve()
     out_dir.mkdir(parents=True, exist_ok=True)

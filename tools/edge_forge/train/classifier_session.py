@@ -43,6 +43,7 @@ from edge_forge.train.frozen_states import (
     keep_last_states,
     keep_states,
     tokenize,
+    tokenize_windows,
     tokenize_words,
 )
 from edge_forge.train.int8_aware import compute_in_int8
@@ -169,6 +170,10 @@ def _names(method: methods.Method, encoder: Encoder, settings: TrainSettings, fi
 
 def _tokenized(job: ClassifierJob) -> list[TokenizedRows]:
     """Training and validation rows."""
+    if job.settings.answers:
+        parts = [[Row(*row) for row in rows] for rows in (job.train, job.validation)]
+        most, overlap = job.settings.max_tokens, job.settings.window_overlap
+        return [tokenize_windows(job.base_dir, rows, most, overlap) for rows in parts]
     if job.settings.slots:
         parts = [[Row(*row) for row in rows] for rows in (job.train, job.validation)]
         return [tokenize_words(job.base_dir, rows, job.labels, job.settings.max_tokens) for rows in parts]
@@ -180,7 +185,8 @@ def _data(going: TrainingRun, encoder: Encoder, first_layer: int, tokenized: Seq
     head_alone = methods.method(going.job.settings.method).scope == methods.HEAD
     for tokens in tokenized:
         if head_alone:
-            keep = keep_last_states if going.job.settings.slots else keep_features
+            of_tokens = going.job.settings.slots or going.job.settings.answers
+            keep = keep_last_states if of_tokens else keep_features
             kept: KeptStates | None = keep(encoder, tokens, going.job.work_dir)
         else:
             kept = keep_states(encoder, first_layer, tokens, going.job.work_dir) if first_layer else None
@@ -197,7 +203,7 @@ def _model(settings: TrainSettings, encoder: Encoder, data: RunData, labels: int
         label_smoothing=settings.label_smoothing,
         token_dropout=settings.token_dropout,
         consistency=settings.consistency,
-        slots=settings.slots,
+        answered="answers" if settings.answers else "slots" if settings.slots else "text",
     )
 
 
@@ -274,7 +280,7 @@ def _save_adapter(job: ClassifierJob, model: SequenceClassifier, adapted: Any, h
         "rank": str(adapters.rank_of(pairs)),
         "alpha": str(settings.alpha),
         "labels": str(len(job.labels)),
-        **({"head": OF_TOKENS} if job.settings.slots else {}),
+        **({"head": OF_TOKENS} if job.settings.slots or job.settings.answers else {}),
     }
     tensors = adapters.device_tensors(pairs, model.head)
     adapters.check_learned(tensors, method.trains_adapter)

@@ -21,7 +21,7 @@ from torch.utils.data import Sampler
 from transformers import EvalPrediction, TrainerCallback, TrainingArguments
 
 from edge_forge.evaluate.classifier_metrics import evaluate
-from edge_forge.models.sequence_classifier import IGNORED
+from edge_forge.models.sequence_classifier import IGNORED, PADDED
 from edge_forge.train.batches import LengthBatches, RowDataset, collate, split
 from edge_forge.train.methods import METHODS, restore_trained, save_trained
 from edge_forge.train.resumable_trainer import KeptFiles, ResumableTrainer
@@ -136,7 +136,7 @@ class ClassifierTrainer(ResumableTrainer):
             train_dataset=parts[0],
             eval_dataset=parts[1],
             data_collator=collate,
-            compute_metrics=_scores,
+            compute_metrics=_answer_scores if settings.answers else _scores,
         )
         self.settings = settings
         self.classifier = model
@@ -287,6 +287,26 @@ def _scores(prediction: EvalPrediction) -> dict[str, float]:
     gold = [int(value) for value in targets.reshape(-1)]
     found = evaluate(logits, gold, [str(index) for index in range(logits.shape[1])])
     return {"accuracy": found.accuracy, "macro_f1": found.macro_f1, "nll": found.nll}
+
+
+def _answer_scores(prediction: EvalPrediction) -> dict[str, float]:
+    """Of windows: `accuracy` is the share whose start and end are right, `macro_f1` the mean F1 of their tokens."""
+    logits, gold = np.asarray(prediction.predictions, dtype=np.float64), np.asarray(prediction.label_ids)
+    # Trainer pads rows of several batches with -100, which is above the logit of padding within a batch.
+    logits[logits == IGNORED] = PADDED
+    starts = logits[..., 0].argmax(axis=1)
+    after = np.where(np.arange(logits.shape[1])[None] >= starts[:, None], logits[..., 1], PADDED)
+    found = np.stack([starts, after.argmax(axis=1)], axis=1)
+    shared = np.minimum(found[:, 1], gold[:, 1]) - np.maximum(found[:, 0], gold[:, 0]) + 1
+    lengths = (found[:, 1] - found[:, 0] + 1) + (gold[:, 1] - gold[:, 0] + 1)
+    scores = logits - logits.max(axis=1, keepdims=True)
+    scores -= np.log(np.exp(scores).sum(axis=1, keepdims=True))
+    rows = np.arange(len(gold))
+    return {
+        "accuracy": float((found == gold).all(axis=1).mean()),
+        "macro_f1": float((2 * np.maximum(shared, 0) / lengths).mean()),
+        "nll": float(-(scores[rows, gold[:, 0], 0] + scores[rows, gold[:, 1], 1]).mean() / 2),
+    }
 
 
 def _last_loss(history: Sequence[dict[str, float]]) -> float:

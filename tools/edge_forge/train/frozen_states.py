@@ -23,6 +23,7 @@ from edge_forge.models import bases
 from edge_forge.models.encoder import Encoder, run_below
 from edge_forge.models.sentence_pooling import after_prompt, prompt_of
 from edge_forge.models.sequence_classifier import IGNORED
+from edge_forge.train.window_rows import WindowForm, each_question, targets_of
 from edge_forge.train.word_rows import WordRows, labels_of
 
 # Beyond this the kept states go to a file: memory is what LoRA is chosen for.
@@ -36,7 +37,8 @@ _HALF_LIMIT = 128.0
 @dataclass(frozen=True)
 class TokenizedRows:
     """Tokenised rows: `tokens[i]` ids of row i (special tokens included), `targets[i]` index of its label; of slots the
-    class of every token, `IGNORED` for one that begins no word, as long as the longest row."""
+    class of every token, `IGNORED` for one that begins no word, as long as the longest row; of answers a row is a
+    window and has the places of start and end."""
 
     tokens: tuple[NDArray[np.int32], ...]
     targets: NDArray[np.int64]
@@ -88,6 +90,19 @@ def tokenize_words(base_dir: Path, rows: Sequence[Row], classes: Sequence[str], 
     for place, (words, path) in enumerate(zip(found.words, found.paths, strict=True)):
         targets[place, [word.token for word in words]] = path
     return TokenizedRows(tokens, targets, truncated)
+
+
+def tokenize_windows(base_dir: Path, rows: Sequence[Row], max_tokens: int, overlap: int) -> TokenizedRows:
+    """Tokenise questions with their contexts: a row for each window. `truncated` counts contexts of several windows."""
+    tokens: list[NDArray[np.int32]] = []
+    targets: list[tuple[int, int]] = []
+    several = 0
+    form = WindowForm(max_tokens, overlap, prompt_of(base_dir))
+    for row, windows in each_question(base_dir / "tokenizer.json", rows, form):
+        tokens += [np.asarray(window.ids, dtype=np.int32) for window in windows]
+        targets += targets_of(row, windows)
+        several += len(windows) > 1
+    return TokenizedRows(tuple(tokens), np.asarray(targets, dtype=np.int64), several)
 
 
 def padded(tokens: Sequence[NDArray[np.int32]]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -81,6 +81,9 @@ class TrainSettings:
     calibration_tokens: int = 0
     # Whether every word has a class (token classes, slots) and not the row; the recipe's task says so.
     slots: bool = False
+    # Whether a question is answered by a span of its context, of which so many tokens stand in two windows.
+    answers: bool = False
+    window_overlap: int = 0
     # "auto" takes what a short measurement at start finds faster; "bf16" is autocast; "int8" trains what INT8 computes.
     precision: str = "auto"
     # Threads of the tensor library; 0 lets the measurement at start choose.

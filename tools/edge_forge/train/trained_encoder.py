@@ -17,10 +17,13 @@ from edge_forge.train import bottleneck
 from edge_forge.train.lora import apply_adapter, load_adapter
 
 
-def labels_words(trained_dir: Path) -> bool:
-    """Whether what was trained labels words (slots) and not texts, by the run's record."""
+def has_token_head(trained_dir: Path) -> bool:
+    """Whether what was trained gives logits of tokens (slots, answers) and not of texts, by the run's record."""
     record = trained_dir / "record.json"
-    return record.is_file() and bool(json.loads(record.read_text(encoding="utf-8"))["settings"].get("slots"))
+    if not record.is_file():
+        return False
+    settings = json.loads(record.read_text(encoding="utf-8"))["settings"]
+    return bool(settings.get("slots") or settings.get("answers"))
 
 
 def open_trained(

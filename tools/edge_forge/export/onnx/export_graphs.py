@@ -35,7 +35,7 @@ from edge_forge.models.encoder import Encoder, open_encoder, target_names
 from edge_forge.models.sentence_pooling import prompt_of
 from edge_forge.train.frozen_states import encode
 from edge_forge.train.lora import save_adapter
-from edge_forge.train.trained_encoder import labels_words, open_trained
+from edge_forge.train.trained_encoder import has_token_head, open_trained
 
 ENCODER, MODEL, TOKENIZER = "encoder.onnx", "model.onnx", "tokenizer.json"
 # Scripts, composed and decomposed accents, emoji joined by U+200D, control tokens written out, and white space.
@@ -172,7 +172,7 @@ def merged_parity(
     tokens = subject.max_tokens
     found = measure.outputs(subject, texts)
     wanted: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
-    if labels_words(trained_dir):
+    if has_token_head(trained_dir):
         features, of_tokens = predict_tokens(base_dir, trained_dir, texts, max_tokens=tokens)
         wanted = features, np.concatenate(of_tokens)
         logits = None if found.of_tokens is None else np.concatenate(found.of_tokens)
@@ -251,7 +251,7 @@ def merged_encoder(
     """
     segmented = any(isinstance(text, tuple) for text in texts)
     encoder, weight, bias = open_trained(base_dir, trained_dir, merged=True, segmented=segmented)
-    head = (TokenHead if labels_words(trained_dir) else torch.nn.Linear)(weight.shape[0], weight.shape[1])
+    head = (TokenHead if has_token_head(trained_dir) else torch.nn.Linear)(weight.shape[0], weight.shape[1])
     with torch.no_grad():
         head.weight.copy_(weight.t())
         head.bias.copy_(bias)
