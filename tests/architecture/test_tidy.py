@@ -86,7 +86,7 @@ PARSERS = {
     "edge_agent/backends/cpu_words.py": ("cpu_words", "the kernel's list of instruction sets in /proc/cpuinfo"),
     "edge_agent/backends/encoder_session.py": ("runtime_error", "the runtimes' own words for a failed allocation"),
     "edge_agent/backends/llamacpp/gbnf.py": ("lark_without_settings", "the grammar, which is a program text"),
-    "edge_agent/backends/llamacpp/grammar_process.py": ("open", "a schema's text: whether it has a keyword at all"),
+    "edge_agent/backends/llamacpp/grammar_process.py": ("__init__", "a schema's text: whether it has a keyword at all"),
     "edge_agent/backends/llamacpp/library.py": (
         "take",
         "the log lines of llama.cpp, which has no other interface for these",

@@ -62,7 +62,7 @@ def test_a_model_in_this_arithmetic_computes_the_banked_int8_graph_with_an_adapt
     )  # fmt: skip
     made = quantize.make(
         encoder_path=tmp_path / "traced" / "encoder.onnx", out_dir=tmp_path / "int8", formats=[quantize.INT8],
-        tokenizer_path=wide_base / "tokenizer.json", reading=quantize.Reading(16), bank=(BANK, banked.modules),
+        tokenizer_path=wide_base / "tokenizer.json", reading=quantize.TokenCut(16), bank=(BANK, banked.modules),
     )  # fmt: skip
     subject = measure.OnnxSubject(
         made.paths["int8"], wide_base / "tokenizer.json", 16, tmp_path / "adapter.safetensors", BASE_ID, threads=1,

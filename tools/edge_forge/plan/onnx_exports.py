@@ -135,11 +135,11 @@ class OnnxExports:
 
         def work(folder: Path) -> Mapping[str, Any]:
             from edge_forge.export.onnx.export_graphs import Bank
-            from edge_forge.export.onnx.quantize import Reading, make
+            from edge_forge.export.onnx.quantize import TokenCut, make
 
             made = make(
                 encoder_path=entry.path("encoder.onnx"), out_dir=folder, tokenizer_path=entry.path("tokenizer.json"),
-                formats=["int8"], reading=Reading(**self._calibration(entry)),
+                formats=["int8"], reading=TokenCut(**self._calibration(entry)),
                 bank=(Bank(**self.bank), entry.facts["modules"]),
             )  # fmt: skip
             return {"made": sorted(made.paths)}
@@ -159,11 +159,11 @@ class OnnxExports:
         settings = {"formats": formats, **self._calibration(entry)}
 
         def work(folder: Path) -> Mapping[str, Any]:
-            from edge_forge.export.onnx.quantize import Reading, make
+            from edge_forge.export.onnx.quantize import TokenCut, make
 
             made = make(
                 encoder_path=entry.path("encoder.onnx"), out_dir=folder, tokenizer_path=entry.path("tokenizer.json"),
-                formats=formats, texts=self._range_texts(), reading=Reading(**self._calibration(entry)),
+                formats=formats, texts=self._range_texts(), reading=TokenCut(**self._calibration(entry)),
             )  # fmt: skip
             half = None if made.half is None else {**made.half._asdict(), "sentence": made.half.sentence}
             return {"made": sorted(made.paths), "float16": half}
@@ -206,12 +206,12 @@ class OnnxExports:
 
         def work(folder: Path) -> Mapping[str, Any]:
             from edge_forge.export.onnx.export_graphs import Bank
-            from edge_forge.export.onnx.quantize import Reading
+            from edge_forge.export.onnx.quantize import TokenCut
             from edge_forge.export.onnx.tensorrt_form import make
 
             made = make(
                 encoder_path=entry.path("encoder.onnx"), out_dir=folder, tokenizer_path=entry.path("tokenizer.json"),
-                formats=formats, reading=Reading(**self._calibration(entry)),
+                formats=formats, reading=TokenCut(**self._calibration(entry)),
                 **({} if texts is None else {"texts": texts()}),
                 bank=None if bank is None else (Bank(**bank[0]), bank[1]),
             )  # fmt: skip

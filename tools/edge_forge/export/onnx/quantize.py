@@ -318,7 +318,7 @@ class MadeFormats(NamedTuple):
     half: HalfRange | None
 
 
-class Reading(NamedTuple):
+class TokenCut(NamedTuple):
     """How texts become tokens, as on devices: cut to `max_tokens`, with the base's `prompt` before each."""
 
     max_tokens: int = 128
@@ -332,7 +332,7 @@ def make(
     tokenizer_path: Path,
     formats: Sequence[str] = (INT8, FLOAT16),
     texts: Sequence[Text] = BASE_TEXTS,
-    reading: Reading = Reading(),  # noqa: B008 - it cannot be changed
+    reading: TokenCut = TokenCut(),  # noqa: B008 - it cannot be changed
     bank: tuple[Bank, Sequence[str]] | None = None,
 ) -> MadeFormats:
     """Write `<format>.onnx` for every format.

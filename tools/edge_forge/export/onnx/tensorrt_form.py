@@ -62,7 +62,7 @@ def make(
     tokenizer_path: Path,
     formats: Sequence[str],
     texts: Sequence[Text] = BASE_TEXTS,
-    reading: quantize.Reading = quantize.Reading(),  # noqa: B008 - it cannot be changed
+    reading: quantize.TokenCut = quantize.TokenCut(),  # noqa: B008 - it cannot be changed
     bank: tuple[Bank, Sequence[str]] | None = None,
 ) -> quantize.MadeFormats:
     """Write `<format>.onnx` for every format, as `quantize.make` does for ONNX Runtime.
