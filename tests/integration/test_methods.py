@@ -92,7 +92,7 @@ def test_a_training_in_int8_is_scored_by_what_the_banked_int8_graph_answers(base
     modules = [site["module"] for site in metadata(onnx.load(banked / "model.onnx"), KEY)["sites"]]
     made = quantize.make(
         encoder_path=banked / "traced" / "encoder.onnx", out_dir=tmp_path / "int8", formats=[quantize.INT8],
-        tokenizer_path=banked / "tokenizer.json", reading=quantize.Reading(16), bank=(BANK, modules),
+        tokenizer_path=banked / "tokenizer.json", reading=quantize.TokenCut(16), bank=(BANK, modules),
     )  # fmt: skip
     losses = []
     for path in (made.paths["int8"], banked / "model.onnx"):

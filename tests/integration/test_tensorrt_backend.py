@@ -33,7 +33,7 @@ from edge_agent.mqtt.options import MqttOptions
 from edge_agent.protocol.messages import Reply
 from edge_forge.export.onnx.export_graphs import Bank
 from edge_forge.export.onnx.graph import save
-from edge_forge.export.onnx.quantize import Reading
+from edge_forge.export.onnx.quantize import TokenCut
 from edge_forge.export.onnx.tensorrt_form import for_tensorrt, lower, make
 from tests.support import fake_gpu, small_graph
 from tests.support.agents import AgentProcess, running
@@ -273,7 +273,7 @@ def test_what_edge_forge_packs_is_served_by_every_generation(
     bank = (Bank(rank=small_graph.RANK, max_labels=small_graph.MAX_LABELS), small_graph.MODULES)
     made = make(
         encoder_path=tmp_path / "encoder.onnx", out_dir=tmp_path, tokenizer_path=tokenizer(tmp_path / "tokenizer.json"),
-        formats=[name], reading=Reading(16), bank=bank,
+        formats=[name], reading=TokenCut(16), bank=bank,
     )  # fmt: skip
     python = fake_gpu.write_python(tmp_path / "python", generation)
     monkeypatch.setenv(TENSORRT_PYTHON_VARIABLE, str(python))

@@ -19,7 +19,7 @@ import onnx
 import pytest
 
 from edge_forge.export.onnx.export_graphs import Bank, trace_base
-from edge_forge.export.onnx.quantize import Reading
+from edge_forge.export.onnx.quantize import TokenCut
 from edge_forge.export.onnx.tensorrt_form import make
 from edge_forge.models.encoder import open_encoder, target_names
 from tests.support import tiny_encoders as tiny
@@ -97,7 +97,7 @@ def graphs(tmp_path_factory) -> Callable[[str], Path]:
             "encoder_path": folder / "encoder.onnx",
             "tokenizer_path": base / "tokenizer.json",
             "texts": tiny.TEXTS,
-            "reading": Reading(TOKENS),
+            "reading": TokenCut(TOKENS),
         }
         bank = (Bank(rank=16, max_labels=8), target_names(open_encoder(base), ("all",), 0))
         make(out_dir=folder, formats=FORMATS, bank=bank, **given)

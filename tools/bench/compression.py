@@ -62,7 +62,7 @@ def write(base_dir: Path, folder: Path) -> None:
     trace_base(base_dir=base_dir, out_dir=folder, base_id=base_id, max_tokens=MAX_TOKENS)
     quantize.make(
         encoder_path=folder / "encoder.onnx", out_dir=folder, tokenizer_path=base_dir / "tokenizer.json",
-        formats=["int8"], reading=quantize.Reading(MAX_TOKENS),
+        formats=["int8"], reading=quantize.TokenCut(MAX_TOKENS),
     )  # fmt: skip
 
 

@@ -46,7 +46,7 @@ def write(base_dir: Path, base_id: str, folder: Path) -> PooledEncoder:
     trace_base(base_dir=base_dir, out_dir=folder, base_id=base_id)
     quantize.make(
         encoder_path=folder / "encoder.onnx", out_dir=folder / "onnx", tokenizer_path=base_dir / "tokenizer.json",
-        formats=["int8"], reading=quantize.Reading(MAX_TOKENS),
+        formats=["int8"], reading=quantize.TokenCut(MAX_TOKENS),
     )  # fmt: skip
     (folder / "onnx" / "int8.onnx").rename(folder / "onnx-int8")
     (folder / "encoder.onnx").rename(folder / "onnx-fp32")

@@ -45,7 +45,7 @@ def test_the_graph_of_a_family_is_pytorchs_at_every_length_with_any_adapter(fami
 def check_formats(folder):
     """INT8 (with and without a bank) and FP16 of the traced graph are near it, and all that is said of them is JSON."""
     encoder, tokenizer = folder / "traced" / "encoder.onnx", folder / "base" / "tokenizer.json"
-    reading = quantize.Reading(TOKENS)
+    reading = quantize.TokenCut(TOKENS)
     merged = quantize.make(encoder_path=encoder, out_dir=folder / "merged", tokenizer_path=tokenizer, reading=reading)
     record = metadata(onnx.load(folder / "banked" / "model.onnx"), KEY)
     modules = [site["module"] for site in record["sites"]]

@@ -91,7 +91,7 @@ def test_a_merged_model_is_the_base_with_its_adapter(tiny_base, trained, tmp_pat
     assert record.parity["merged"]["logits"] < 1e-3
     logits = predict_with_features(tiny_base, trained, TEXTS, max_tokens=16)[1]
     formats = quantize.make(
-        encoder_path=tmp_path / "encoder.onnx", out_dir=tmp_path, reading=quantize.Reading(16),
+        encoder_path=tmp_path / "encoder.onnx", out_dir=tmp_path, reading=quantize.TokenCut(16),
         tokenizer_path=tmp_path / "tokenizer.json",
     )  # fmt: skip
     for path in formats.paths.values():
@@ -124,7 +124,7 @@ def test_int8_bases_take_the_same_adapter(base, trained, tiny_base, tmp_path):
     folder, record, bank = base
     formats = quantize.make(
         encoder_path=folder / "encoder.onnx", out_dir=tmp_path, formats=(quantize.INT8,),
-        tokenizer_path=folder / "tokenizer.json", reading=quantize.Reading(16), bank=(bank, record.modules),
+        tokenizer_path=folder / "tokenizer.json", reading=quantize.TokenCut(16), bank=(bank, record.modules),
     )  # fmt: skip
     logits = predict_with_features(tiny_base, trained, TEXTS, max_tokens=16)[1]
     for path in formats.paths.values():

@@ -8,7 +8,7 @@ from edge_forge.evaluate import measure_onnx
 from edge_forge.export.onnx.export_graphs import Bank
 from edge_forge.export.onnx.graph import opset, save
 from edge_forge.export.onnx.inject import inject_bank
-from edge_forge.export.onnx.quantize import Reading, calibrate, quantize_static
+from edge_forge.export.onnx.quantize import TokenCut, calibrate, quantize_static
 from edge_forge.export.onnx.tensorrt_form import FP32_PREFIX, IR_VERSION, OPSET, for_tensorrt, lower, make, on_cpu
 from tests.support import small_graph, small_package
 
@@ -104,7 +104,7 @@ def made(tmp_path_factory):
     bank = (Bank(rank=small_graph.RANK, max_labels=small_graph.MAX_LABELS), small_graph.MODULES)
     found = make(
         encoder_path=folder / "encoder.onnx", out_dir=folder, tokenizer_path=folder / "tokenizer.json",
-        formats=["fp32", "fp16", "int8"], reading=Reading(16), bank=bank,
+        formats=["fp32", "fp16", "int8"], reading=TokenCut(16), bank=bank,
     )  # fmt: skip
     return folder, found
 
@@ -163,7 +163,7 @@ def test_what_passes_float16_stays_float32_by_type_and_by_name(tmp_path):
     tokenizer = small_package.tokenizer(tmp_path / "tokenizer.json")
     found = make(
         encoder_path=tmp_path / "encoder.onnx", out_dir=tmp_path, tokenizer_path=tokenizer,
-        formats=["fp16", "int8"], texts=["turn on", "the light"], reading=Reading(16),
+        formats=["fp16", "int8"], texts=["turn on", "the light"], reading=TokenCut(16),
     )  # fmt: skip
     assert "Mul:mask_low" in found.half.kept
     for name in ("fp16", "int8"):
