@@ -19,6 +19,7 @@ from tests.support.power_cuts import recorded
 from tests.support.power_cuts.__main__ import faults
 from tests.support.power_cuts.recorded import Make, Remove, Rename, Sync, Write
 from tests.support.power_cuts.spool_scenario import record_spool
+from tests.support.power_cuts.state_files_scenario import record_files
 from tests.support.power_cuts.states import history, states
 from tests.support.power_cuts.store_scenarios import SCENARIOS, Scenario, packages, record
 
@@ -64,6 +65,13 @@ def test_events_that_were_kept_are_there_after_a_power_cut(tmp_path: Path) -> No
     found = record_spool(tmp_path)
     everything = list(found.states())
     for state in random.Random(1).sample(everything, 100):
+        found.check(state, tmp_path / "at")
+
+
+def test_the_desired_state_and_trials_that_were_saved_are_there_after_a_power_cut(tmp_path: Path) -> None:
+    found = record_files(tmp_path)
+    everything = list(found.states())
+    for state in random.Random(2).sample(everything, min(60, len(everything))):
         found.check(state, tmp_path / "at")
 
 

@@ -13,6 +13,7 @@ from edge_agent.base.errors import EdgeError
 from tests.support.power_cuts import recorded
 from tests.support.power_cuts.recorded import Call
 from tests.support.power_cuts.spool_scenario import record_spool
+from tests.support.power_cuts.state_files_scenario import record_files
 from tests.support.power_cuts.store_scenarios import SCENARIOS, Recorded, packages, record
 
 # What a disk says of each kind of call.
@@ -49,6 +50,9 @@ def main() -> int:
         spool = record_spool(folder / "spool")
         cuts = _run(failures, [partial(spool.check, one, folder / "at") for one in spool.states()])
         print(f"events in the spool: {spool.found.length} operations, {cuts} states", flush=True)
+        files = record_files(folder / "files")
+        cuts = _run(failures, [partial(files.check, one, folder / "at") for one in files.states()])
+        print(f"the desired state and trials: {files.found.length} operations, {cuts} states", flush=True)
     for line in failures[:40]:
         print(line)
     print(f"{len(failures)} not survived")

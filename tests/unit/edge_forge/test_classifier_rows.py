@@ -14,6 +14,24 @@ from edge_forge.recipe.classifier_recipe import ClassifierDataSection, Classifie
 TRAIN = "text\tlabel\nlamp on\ton\nlight on\ton\nplease on\ton\nlamp off\toff\nlight off\toff\nstop\toff\n"
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        ("turn_on", "turn-on", True), ("turn on", "turn_on", True), ("on", "on.", True), ("élan", "elan", True),
+        ("❤", "❤\ufe0f", True), ("1", "1.0", True), ("01", "1", True), ("kilit", "K\u0130L\u0130T", True),
+        ("-1", "1", False), ("a+", "a-", False), ("1.5", "15", True), ("on", "off", False), ("10", "1", False),
+        ("c++", "c", False), ("好", "坏", False),
+    ],
+)  # fmt: skip
+def test_labels_that_differ_by_accents_or_by_signs_between_words_are_warned_of(tmp_path, one, other, said):
+    rows = "".join(f"{text} {place}\t{label}\n" for place in range(4) for text, label in (("x", one), ("y", other)))
+    write(tmp_path, "train.tsv", "text\tlabel\n" + rows)
+    found = [words for words in loaded(tmp_path).warnings if words.startswith("labels that differ only by")]
+    assert bool(found) == said
+    if said:
+        assert f"{other!r} (train.tsv:3) and {one!r} (train.tsv:2)" in found[0]
+
+
 def write(folder, name, text):
     path = folder / name
     path.write_bytes(text if isinstance(text, bytes) else text.encode())

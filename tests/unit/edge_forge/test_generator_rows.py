@@ -72,6 +72,44 @@ def test_published_forms_are_read_and_the_mapping_is_said(tmp_path):
         list(read(robot, GeneratorDataSection(train="x")))
 
 
+SYSTEM, ASKED = Turn("system", "Be brief."), (Turn("user", "a"), Turn("assistant", "b"))
+TALK = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+ROLES = ("user", "assistant")
+BEFORE = [["hello", "hi"], ["how are you", "fine"]]
+
+
+@pytest.mark.parametrize(
+    ("row", "wanted"),
+    [
+        ({"conversations": TALK, "system": "Be brief."}, (SYSTEM, *ASKED)),
+        ({"conversations": TALK, "system": ""}, ASKED),
+        ({"instruction": "a", "output": "b", "system": "Be brief.", "history": None}, (SYSTEM, *ASKED)),
+        ({"instruction": "a", "output": "b", "history": []}, ASKED),
+        ({"instruction": "a", "output": "b", "history": BEFORE},
+         (*(Turn(role, text) for two in BEFORE for role, text in zip(ROLES, two, strict=True)), *ASKED)),
+    ],
+)  # fmt: skip
+def test_what_stands_beside_the_messages_of_a_published_row_is_a_part_of_the_dialogue(tmp_path, row, wanted):
+    path = written(tmp_path, "rows.jsonl", row)
+    assert list(read(path, GeneratorDataSection(train="x"))) == [wanted]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"conversations": [{"from": "system", "value": "x"}, *TALK], "system": "y"}, "keep one of them"),
+        ({"conversations": TALK, "system": 3}, "'system' must be a text"),
+        ({"instruction": "a", "output": "b", "history": "x"}, "turn 1 of 'history' is no"),
+        ({"instruction": "a", "output": "b", "history": [["x", ""]]}, "turn 1 of 'history' is no"),
+        ({"instruction": "a", "output": "b", "history": [["x", "\ud83d"]]}, "half of a surrogate pair"),
+    ],
+)
+def test_what_cannot_be_a_part_of_the_dialogue_is_refused_by_its_key(tmp_path, row, words):
+    path = written(tmp_path, "rows.jsonl", row)
+    with pytest.raises(ConfigError, match=rf"rows.jsonl:1.*{words}|{words}"):
+        list(read(path, GeneratorDataSection(train="x")))
+
+
 def test_a_json_list_says_how_to_write_lines(tmp_path):
     path = written(tmp_path, "alpaca.json", '[{"instruction": "a", "output": "b"}]')
     with pytest.raises(ConfigError, match=r"jq -c '\.\[\]'"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -110,7 +111,7 @@ def load(section: ClassifierDataSection, task: ClassifierTaskSection, recipe_dir
     train, validation, test = (splits.get(split, ()) for split in SPLITS)
     statistics = _statistics({"train": train, "validation": validation, "test": test}, labels, task.out_of_scope)
     said = [table.warning for table in tables if table.warning]
-    warnings = [*said, *cut, *warnings_of(statistics, names), *contradictions(places)]
+    warnings = [*said, *cut, *warnings_of(statistics, names), *near_alikes(places), *contradictions(places)]
     return ClassifierData(
         labels,
         train,
@@ -161,6 +162,32 @@ def check_look_alikes(places: Places, out_of_scope: str | None) -> None:
 
 def _alike(label: str) -> str:
     return unicodedata.normalize("NFKC", label).casefold()
+
+
+def near_alikes(places: Places) -> Iterator[str]:
+    """A sentence on labels that differ only by accents, by what joins their words, or by a stop at their end, with the
+    lines of the first few: `turn_on` and `turn-on`. They may be meant; refused they are not."""
+    first: dict[str, tuple[str, str]] = {}
+    found: dict[str, str] = {}
+    for row, where in places.items():
+        label, seen = first.setdefault(_bare(row.label), (row.label, where))
+        if label != row.label:
+            found.setdefault(row.label, f"{row.label!r} ({_short(where)}) and {label!r} ({_short(seen)})")
+    if found:
+        shown, more = "; ".join([*found.values()][:_SHOWN_CONTRADICTIONS]), len(found) > _SHOWN_CONTRADICTIONS
+        yield f"labels that differ only by accents or by signs between words are classes of their own: {shown}" + (
+            "; ..." if more else ""
+        )
+
+
+_JOINTS = re.compile(r"(?<=\w)[\s_.-]+(?=\w)|(?<=\w)[.]+$|_+")
+
+
+def _bare(label: str) -> str:
+    """The label without accents, variation selectors and what joins words; of numbers 01 is 1."""
+    plain = "".join(sign for sign in unicodedata.normalize("NFKD", label) if unicodedata.category(sign) != "Mn")
+    number = re.fullmatch(r"([+-]?)0*([0-9]+)(?:\.0*)?", plain)
+    return f"{number[1]}{number[2]}" if number else _JOINTS.sub("", plain).casefold()
 
 
 def _short(where: str) -> str:

@@ -2,7 +2,8 @@
 
 Local files: chat JSONL (`messages`: a list of {role, content}), completion JSONL (`prompt`, `completion`), texts (.txt
 with empty lines between them, or JSONL), and two forms that data sets are published in: ShareGPT (`conversations`: a
-list of {from, value}) and Alpaca (`instruction`, `input`, `output`). Preferences are JSONL too: `prompt` or `messages`,
+list of {from, value}) and Alpaca (`instruction`, `input`, `output`), each with `system`, Alpaca with `history`.
+Preferences are JSONL too: `prompt` or `messages`,
 `chosen` and `rejected`, each of them a text or a list of messages. Every error names the file and the line. This module
 loads no runtime.
 """
@@ -238,7 +239,10 @@ def _sharegpt(found: Mapping[str, Any], section: GeneratorDataSection, where: st
                 f"message {place} is from {brief(speaker)}", where, f"speakers are {', '.join(_SPEAKERS)}"
             )
         messages.append({"role": _SPEAKERS[speaker], "content": one.get("value")})
-    return _chat({section.messages: messages}, section, where)
+    system = _system(found, where)
+    if system and messages and messages[0]["role"] == "system":
+        raise ConfigError("'system' stands beside a message from 'system'", where, "keep one of them")
+    return (*system, *_chat({section.messages: messages}, section, where))
 
 
 def _alpaca(found: Mapping[str, Any], _: GeneratorDataSection, where: str) -> Row:
@@ -247,7 +251,23 @@ def _alpaca(found: Mapping[str, Any], _: GeneratorDataSection, where: str) -> Ro
         raise ConfigError("'input' must be a text", where)
     check_text(more, "'input'", where)
     asked = _string(found, "instruction", where) + (f"\n\n{more}" if more.strip() else "")
-    return (Turn("user", asked), Turn("assistant", _string(found, "output", where)))
+    turns = (Turn("user", asked), Turn("assistant", _string(found, "output", where)))
+    return (*_system(found, where), *_history(found.get("history") or [], where), *turns)
+
+
+def _system(found: Mapping[str, Any], where: str) -> tuple[Turn, ...]:
+    """The system's message that a published row has beside its messages; none where it is empty."""
+    return (Turn("system", _string(found, "system", where)),) if found.get("system") not in (None, "") else ()
+
+
+def _history(history: Any, where: str) -> Iterator[Turn]:
+    """The dialogue before an Alpaca row: a list of [question, answer]."""
+    for place, one in enumerate(history if isinstance(history, list) else [None], 1):
+        if not isinstance(one, list) or len(one) != 2 or not all(isinstance(part, str) and part for part in one):
+            raise ConfigError(f"turn {place} of 'history' is no [question, answer]", where)
+        for role, text in zip(("user", "assistant"), one, strict=True):
+            check_text(text, "'history'", where)
+            yield Turn(role, text)
 
 
 def _preference(found: Mapping[str, Any], section: GeneratorDataSection, where: str) -> Row:
