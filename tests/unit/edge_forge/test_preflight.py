@@ -215,6 +215,7 @@ LIMITS = {
     "INSTALL_TRIALS": "of the device's work",
     "COMPANY_TOKENS": "of the device's work",
     "MANIFEST_PARTS": BY_CODE, "STATEMENT_PARTS": BY_CODE,
+    "ARTEFACT_BYTES": "edge-forge oci refuses more", "ARTEFACT_PARTS": "edge-forge oci refuses more",
     **dict.fromkeys(
         ("GRAPH_NODES", "GRAPH_TENSORS", "GRAPH_FIELDS", "GRAPH_TEXT_BYTES", "SAFETENSORS_HEADER_BYTES",
          "SAFETENSORS_DIMENSIONS",

@@ -226,7 +226,17 @@ _TABLES: Mapping[str, tuple[str, ...]] = {
     "train": tuple(
         field.name
         for field in dataclasses.fields(TrainSettings)
-        if field.name not in ("method", "preset", "max_tokens", "slots", "answers", "window_overlap", *METHOD_KEYS)
+        if field.name
+        not in (
+            "method",
+            "preset",
+            "max_tokens",
+            "slots",
+            "answers",
+            "window_overlap",
+            "calibration_tokens",
+            *METHOD_KEYS,
+        )
     ),
 }
 SCHEMA = RecipeSchema(ClassifierRecipe, _TABLES)

@@ -143,6 +143,8 @@ _RANGES: Mapping[str, _Check] = {
     "early_stopping_patience": _AT_LEAST_0,
     "seed": (lambda value: 0 <= value < 2**32, "from 0 to 4294967295"),
     "max_tokens": (lambda value: 3 <= value <= 131072, "from 3 to 131072"),
+    "calibration_tokens": (lambda value: 0 <= value <= 131072, "from 0 to 131072"),
+    "window_overlap": (lambda value: 0 <= value <= 131072, "from 0 to 131072"),
     "threads": _AT_LEAST_0,
     "processes": _AT_LEAST_1,
     "rank": (lambda value: 1 <= value <= 512, "from 1 to 512"),
