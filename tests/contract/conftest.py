@@ -89,7 +89,8 @@ def engines(graphs):
 
     from edge_forge.export.onnx.tensorrt_form import for_tensorrt
 
-    onnx.save(for_tensorrt(onnx.load(graphs / "fp32.onnx"), small_graph.RANK), graphs / "tensorrt.onnx")
+    plain = small_graph.banked(graphs / "plain.onnx", of_tokens=False)
+    onnx.save(for_tensorrt(onnx.load(plain), small_graph.RANK), graphs / "tensorrt.onnx")
     for generation in fake_gpu.GENERATIONS:
         fake_gpu.write_python(graphs / f"python-{generation}", generation)
     return graphs

@@ -58,7 +58,7 @@ class Board:
         """The small encoder with a bank of rank 4, in the form for TensorRT."""
         path = self.folder / "banked.onnx"
         if not path.exists():
-            small_graph.banked(self.folder / "open.onnx")
+            small_graph.banked(self.folder / "open.onnx", of_tokens=False)
             onnx.save(for_tensorrt(onnx.load(self.folder / "open.onnx"), small_graph.RANK), path)
         return str(path)
 

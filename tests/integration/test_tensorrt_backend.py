@@ -47,7 +47,7 @@ TEXT = [3, 1, 4, 1, 5]
 @pytest.fixture
 def graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The small encoder with a bank in the form for TensorRT; the environment of a worker on a board."""
-    small_graph.banked(tmp_path / "open.onnx")
+    small_graph.banked(tmp_path / "open.onnx", of_tokens=False)
     onnx.save(for_tensorrt(onnx.load(tmp_path / "open.onnx"), small_graph.RANK), tmp_path / "model.onnx")
     monkeypatch.setenv(TENSORRT_PYTHON_VARIABLE, str(fake_gpu.write_python(tmp_path / "python")))
     monkeypatch.setenv(ENGINE_FOLDER_VARIABLE, str(tmp_path / "engines"))

@@ -84,10 +84,10 @@ def _linear(name, x, constants, values):
     return [("MatMul", [x, f"{name}.w"], f"{name}.xw", {}), ("Add", [f"{name}.xw", f"{name}.b"], name, {})]
 
 
-def banked(path: Path, modules=MODULES, rank=RANK, seed=1):
-    """Write the encoder with an adapter bank; returns the path."""
+def banked(path: Path, modules=MODULES, rank=RANK, seed=1, of_tokens=True):
+    """Write the encoder with an adapter bank, `of_tokens` with heads for tokens too; returns the path."""
     model = encoder(seed)
-    inject_bank(model, modules, rank, MAX_LABELS)
+    inject_bank(model, modules, rank, MAX_LABELS, of_tokens=of_tokens)
     save(model, path)
     return path
 

@@ -72,7 +72,8 @@ def _variant(graph: Path, name: str) -> VariantSource:
     if runtime != "tensorrt":
         return VariantSource(graph, runtime, dtype, peak_bytes=1 << 20)
     shipped = graph.with_name("small-tensorrt.onnx")
-    onnx.save(for_tensorrt(onnx.load(graph), small_graph.RANK), shipped)
+    plain = small_graph.banked(graph.with_name("small-plain.onnx"), of_tokens=False)
+    onnx.save(for_tensorrt(onnx.load(plain), small_graph.RANK), shipped)
     return VariantSource(shipped, runtime, dtype, peak_bytes=1 << 20, options={"precision": dtype})
 
 
