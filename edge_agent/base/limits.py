@@ -115,7 +115,9 @@ TASK_TOKENS = 8192
 CONTEXT_TOKENS = 131_072
 BLOB_BYTES = 64 * GIB
 PATH_BYTES = 255
-PACKAGE_MEMBERS = 4096
+# An index of 256 manifests, each with its config, weights, tokenizer, probes and notes, has some 1,500 files. Their
+# headers are read before a signature is.
+PACKAGE_MEMBERS = 2048
 # The tokenizer.json of the largest multilingual vocabularies has 17 MB.
 TOKENIZER_BYTES = 64 * MIB
 # Parts of an ONNX graph. A node of two bytes is an object of about 170 bytes in ONNX Runtime, so the count bounds a

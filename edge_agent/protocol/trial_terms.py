@@ -46,7 +46,10 @@ def trial_text(order: TrialOrder) -> str:
 
 def read_trial(text: str) -> TrialOrder:
     """The terms of a text. Raises ValueError with what is wrong."""
-    order = msgspec.json.decode(text, type=TrialOrder)
+    try:
+        order = msgspec.json.decode(text, type=TrialOrder)
+    except ValueError as error:  # it quotes what was given, of whatever length
+        raise ValueError(quoted(str(error), 200)) from None
     if (wrong := trial_fault(order)) is not None:
         raise ValueError(wrong)
     return order

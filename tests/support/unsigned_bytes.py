@@ -58,7 +58,10 @@ STATEMENTS = {
 }
 FILES = {
     **{name: {"release.dsse.json": data} for name, data in STATEMENTS.items()},
-    "members": {"release.dsse.json": b"{}", **{f"blobs/sha256/{place:064x}": b"" for place in range(4000)}},
+    "members": {
+        "release.dsse.json": b"{}",
+        **{f"blobs/sha256/{place:064x}": b"" for place in range(limits.PACKAGE_MEMBERS - 8)},
+    },
     "root files": {
         "release.dsse.json": envelope(b"{}"),
         **{f"root/{place}.json": STATEMENTS["keys"] for place in range(1, 9)},
