@@ -6,13 +6,14 @@ import json
 import logging
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from edge_agent.base.errors import EdgeError
 from edge_forge.plan import step_runner as versions
 from edge_forge.plan.cache import BuildStep, Cache, canonical, describe, file_digest, write_json
-from edge_forge.plan.step_runner import code_version
+from edge_forge.plan.step_runner import Once, code_version
 from edge_forge.progress import Progress
 from edge_forge.train.checkpoints import Checkpoints
 from edge_forge.user_state import UserState
@@ -415,3 +416,26 @@ def test_a_build_folder_that_is_a_file_is_said(tmp_path):
         Cache(tmp_path / "file", Progress(io.StringIO())).locked(),
     ):
         pass
+
+
+class _Plan:
+    def __init__(self, beside: threading.Barrier) -> None:
+        self.beside = beside
+        self.computed = 0
+
+    @Once
+    def trained(self) -> str:
+        """What a training made."""
+        self.beside.wait(10.0)
+        self.computed += 1
+        return f"result {self.computed}"
+
+
+def test_two_plans_train_at_the_same_time_and_each_once():
+    """`functools.cached_property` of Python 3.10 and 3.11 lets one wait for the other, and the barrier breaks."""
+    beside = threading.Barrier(2)
+    plans = [_Plan(beside), _Plan(beside)]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda plan: plan.trained, plans)) == ["result 1", "result 1"]
+    assert [plan.trained for plan in plans] == ["result 1", "result 1"]
+    assert _Plan.trained.__doc__ == "What a training made."

@@ -30,7 +30,7 @@ from edge_forge.plan.cache import StepResult, file_digest
 from edge_forge.plan.classifier_code import CODE
 from edge_forge.plan.compression import Compression
 from edge_forge.plan.cost import TrainingWork, foretold, host_flops_per_s
-from edge_forge.plan.step_runner import StepRunner, digest_of_data, plain, with_log
+from edge_forge.plan.step_runner import Once, StepRunner, digest_of_data, plain, with_log
 from edge_forge.plan.token_rows import TokenRows
 from edge_forge.progress import Phases, size
 from edge_forge.recipe import classifier_recipe
@@ -274,7 +274,7 @@ class ClassifierTraining:
         """sha256 of the base's tokenizer.json."""
         return file_digest(self.at_hand.base.directory / "tokenizer.json")
 
-    @cached_property
+    @Once
     def trained(self) -> StepResult:
         """`run/`: adapter.safetensors and peft/, or a model folder with head.safetensors, or bottleneck.safetensors, by
         the form that the method's result has."""

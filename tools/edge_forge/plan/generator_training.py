@@ -34,7 +34,7 @@ from edge_forge.models import bases
 from edge_forge.models.base_identity import with_language_id
 from edge_forge.plan.cache import StepResult, file_digest
 from edge_forge.plan.cost import TrainingWork, foretold_training, host_flops_per_s
-from edge_forge.plan.step_runner import Code, StepRunner, digest_of_data, plain, with_log
+from edge_forge.plan.step_runner import Code, Once, StepRunner, digest_of_data, plain, with_log
 from edge_forge.progress import Phases, size
 from edge_forge.recipe import generator_recipe as recipe
 from edge_forge.recipe.generator_recipe import NEW, OF_RECIPE, GeneratorRecipe
@@ -292,7 +292,7 @@ class GeneratorTraining:
         }
         return self.steps.run("gguf-check", inputs, {}, work, "check the base")
 
-    @cached_property
+    @Once
     def trained(self) -> StepResult:
         """`run/`: peft/ (LoRA), or model/ (full)."""
         settings, base, rows, chat = self.recipe.training, self.base, self.data, self.recipe.task.chat

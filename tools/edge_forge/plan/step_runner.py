@@ -18,15 +18,41 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar, cast, overload
 
 from edge_agent.base.errors import ConfigError, EdgeError
 from edge_forge.plan.cache import BuildStep, Cache, StepResult, file_digest
 from edge_forge.progress import Progress
 from edge_forge.train.checkpoints import Checkpoints, RunFolders
 
+Made = TypeVar("Made")
+
 Code = Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
 """By step: its entry modules, and the distributions whose versions change its result."""
+
+
+class Once(Generic[Made]):
+    """A property, computed once for each plan as by `functools.cached_property`; two plans compute at the same time.
+
+    Up to Python 3.11 the standard one has a lock that all instances share: the second of two trainings would wait.
+    """
+
+    def __init__(self, compute: Callable[[Any], Made]) -> None:
+        self._compute = compute
+        self.__doc__ = compute.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, plan: None, owner: type) -> Once[Made]: ...
+    @overload
+    def __get__(self, plan: object, owner: type) -> Made: ...
+    def __get__(self, plan: object | None, owner: type) -> Once[Made] | Made:
+        if plan is None:
+            return self
+        # Found there from now on: the descriptor has no __set__, so the instance's own attribute goes first.
+        return cast(Made, vars(plan).setdefault(self._name, self._compute(plan)))
 
 
 class StepRunner:
