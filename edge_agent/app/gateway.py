@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib.util
+import os
+import stat
 import sys
 from pathlib import Path
 
@@ -73,11 +75,16 @@ async def _note_unknown(client: AsyncClient, device: str | None) -> None:
 
 
 def read_tokens(path: Path | None) -> tuple[str, ...]:
-    """The tokens of a file, one a line; blank lines and lines that begin with # are passed over. Raises UsageError."""
+    """The tokens of a file, one a line; blank lines and lines that begin with # are passed over. Raises UsageError, also
+    for a file that every user of this machine can read."""
     if path is None:
         return ()
     try:
         with open_named(path) as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if stat.S_ISREG(mode) and mode & 0o007:
+                text = f"{path}: every user of this machine can read or change it"
+                raise UsageError(text, "--token-file", f"chmod o= {path}")
             data = file.read(TOKENS_BYTES + 1)
         lines = [line.strip() for line in data.decode("ascii").splitlines()]
     except OSError as error:

@@ -28,7 +28,7 @@ from edge_agent.base.causes import Cause
 from edge_agent.base.errors import PackageError, StoreError, UsageError
 from edge_agent.bundle.jsonio import read_file
 from edge_agent.bundle.manifest import OCI_MANIFEST
-from edge_agent.store.remote_file import HeadLimit, TransferOptions, opener
+from edge_agent.store.remote_file import HeadLimit, Reach, RedirectionRefused, TransferOptions, opener
 
 SCHEME = "oci://"
 CREDENTIAL_BYTES = 64 * limits.KIB
@@ -99,6 +99,7 @@ class RegistryAccess:
     ) -> None:
         """`basic`: see `credentials`."""
         self._place, self._basic, self._plain, self._options = place, basic, plain, options
+        self.reach = Reach()
         self._authorization: str | None = None
         self._renewed_s: list[float] = []
 
@@ -146,7 +147,7 @@ class RegistryAccess:
             request.add_unredirected_header("Authorization", f"Basic {self._basic}")
         limit = HeadLimit(self._options.head_s)
         try:
-            with limit, opener(limit).open(request, timeout=self._options.timeout_s) as response:
+            with limit, opener(limit, self.reach, sent=True).open(request, timeout=self._options.timeout_s) as response:
                 data = response.read(TOKEN_BYTES + 1)
             if limit.over or len(data) > TOKEN_BYTES:
                 raise self._refused("gives no token: its answer has no end")
@@ -154,6 +155,8 @@ class RegistryAccess:
             token = found.get("token") or found.get("access_token")
             if not isinstance(token, str) or not token.isascii() or not token.isprintable():
                 raise self._refused("gives no token that can be used")
+        except RedirectionRefused as error:
+            raise self._refused(f"gives no token: for one {error.what}") from error
         except urllib.error.HTTPError as error:
             error.close()
             what = "wrong user or password" if error.code in (401, 403) and self._basic else f"it answers {error.code}"

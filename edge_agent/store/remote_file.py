@@ -3,7 +3,8 @@
 Ranges are asked for from the first request on. A server that does not know them sends the whole file, and what lies
 before the position is read and thrown away. What a server states of itself (size, place, mark) is compared at every
 answer. No size, another size or another mark is an error with a sentence; so is a connection that brings next to
-nothing, in its head, in its body, or by ranges of a few bytes.
+nothing, in its head, in its body, or by ranges of a few bytes. A redirection leads to no less protected scheme, and
+to no address that is nearer to this device than the server that was named (`Reach`).
 
 A file of its own because it knows HTTP and nothing of packages. The daemon never imports it: urllib costs memory.
 """
@@ -11,8 +12,10 @@ A file of its own because it knows HTTP and nothing of packages. The daemon neve
 from __future__ import annotations
 
 import contextlib
+import enum
 import functools
 import http.client
+import ipaddress
 import os
 import re
 import socket
@@ -53,6 +56,88 @@ DISCARD = 64 * limits.KIB
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", re.ASCII)
 """More digits are no place in a file, and `int` refuses thousands of them."""
 T = TypeVar("T")
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+class Distance(enum.IntEnum):
+    """How far an address is from this device."""
+
+    DEVICE = 0
+    LINK = 1
+    SITE = 2
+    WORLD = 3
+
+
+_PLACES: Mapping[Distance, str] = {
+    Distance.DEVICE: "this device itself",
+    Distance.LINK: "an address of the local link",
+    Distance.SITE: "an address of a private network",
+    Distance.WORLD: "a public address",
+}
+
+
+def distance(address: str) -> Distance:
+    """Of an IP address as the resolver gives it; one of IPv4 that IPv6 wraps counts as itself."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(found, ipaddress.IPv6Address):
+        inner = found.ipv4_mapped or found.sixtofour
+        if inner is None and found in _NAT64:
+            inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
+        found = inner or found
+    if found.is_loopback or found.is_unspecified:
+        return Distance.DEVICE
+    if found.is_link_local:
+        return Distance.LINK
+    return Distance.WORLD if found.is_global else Distance.SITE
+
+
+class RedirectionRefused(StoreError):
+    """A server sends this device to where it does not go."""
+
+    def __init__(self, what: str, remedy: str = "name that server itself where it is the right one") -> None:
+        super().__init__(what, None, remedy, Cause.SOURCE)
+
+
+class Reach:
+    """What the server that was named may send this device to: an address as far as its own, or farther.
+
+    A server in the world that redirects into the network of the device, or any server that redirects to services of
+    the device itself, would have the device ask what it cannot reach itself. `named`: how far the one that was named
+    is, from its last connection. What a proxy asks is the proxy's matter, who resolves names for itself.
+    """
+
+    def __init__(self) -> None:
+        self.named = Distance.WORLD
+
+    def way(self, request: urllib.request.Request, sent: bool) -> Callable[..., socket.socket]:
+        """How to connect for a request; `sent`: a server has named its place. urllib marks what it asks for a
+        redirection's sake as unverifiable."""
+        if request.has_proxy() or getattr(request, "_tunnel_host", None):
+            return socket.create_connection
+        return self.connect_sent if sent or request.unverifiable else self.connect_named
+
+    def connect_named(self, to: tuple[str, int], *more: Any) -> socket.socket:
+        """A connection to the host and port that were named. Raises OSError."""
+        found = socket.create_connection(to, *more)
+        self.named = distance(found.getpeername()[0])
+        return found
+
+    def connect_sent(self, to: tuple[str, int], *more: Any) -> socket.socket:
+        """A connection to where a server has sent. Raises RedirectionRefused where it may not, OSError."""
+        # Resolved once: a second answer of the resolver could be another one.
+        addresses = [str(place[4][0]) for place in socket.getaddrinfo(*to, type=socket.SOCK_STREAM)]
+        for address in addresses:
+            if (near := distance(address)) < self.named:
+                shown = "" if to[0] == address else f" ({address})"
+                text = f"it sends on to {to[0][:100]}{shown}, {_PLACES[near]}, and is {_PLACES[self.named]} itself"
+                raise RedirectionRefused(text)
+        failed = OSError(f"{to[0][:100]} has no address")
+        for address in addresses:
+            try:
+                return socket.create_connection((address, to[1]), *more)
+            except OSError as error:
+                failed = error
+        raise failed
 
 
 def check_url(url: str) -> str:
@@ -110,6 +195,9 @@ class TransferPace:
 class Access(Protocol):
     """What a server wants to know of who asks. Implemented by `registry.RegistryAccess`."""
 
+    reach: Reach
+    """Where the server that was named may send to."""
+
     def headers(self) -> Mapping[str, str]:
         """To send with every request, and to no server that it redirects to."""
         ...
@@ -163,38 +251,38 @@ class HeadLimit:
 
 
 class _WatchedHttp(urllib.request.HTTPHandler):
-    def __init__(self, limit: HeadLimit) -> None:
+    def __init__(self, limit: HeadLimit, reach: Reach, sent: bool) -> None:
         super().__init__()
-        self._limit = limit
+        self._limit, self._reach, self._sent = limit, reach, sent
 
     def http_open(self, req: urllib.request.Request) -> Any:
-        return self.do_open(functools.partial(_Connection, self._limit), req)
+        return self.do_open(functools.partial(_Connection, self._limit, self._reach.way(req, self._sent)), req)
 
 
 class _WatchedHttps(urllib.request.HTTPSHandler):
-    def __init__(self, limit: HeadLimit) -> None:
+    def __init__(self, limit: HeadLimit, reach: Reach, sent: bool) -> None:
         super().__init__()
-        self._limit = limit
+        self._limit, self._reach, self._sent = limit, reach, sent
 
     def https_open(self, req: urllib.request.Request) -> Any:
-        return self.do_open(functools.partial(_TlsConnection, self._limit), req)
+        return self.do_open(functools.partial(_TlsConnection, self._limit, self._reach.way(req, self._sent)), req)
 
 
 class _Connection(http.client.HTTPConnection):
     """Tells `limit` of itself as soon as there is a socket."""
 
-    def __init__(self, limit: HeadLimit, *place: Any, **options: Any) -> None:
+    def __init__(self, limit: HeadLimit, connect: Callable[..., socket.socket], *place: Any, **options: Any) -> None:
         super().__init__(*place, **options)
         # No public way reaches the socket before TLS speaks on it.
-        self._create_connection = lambda *to, **more: limit.watch(socket.create_connection(*to, **more))
+        self._create_connection = lambda *to: limit.watch(connect(*to))
 
 
 class _TlsConnection(http.client.HTTPSConnection):
     """Tells `limit` of itself as soon as there is a socket."""
 
-    def __init__(self, limit: HeadLimit, *place: Any, **options: Any) -> None:
+    def __init__(self, limit: HeadLimit, connect: Callable[..., socket.socket], *place: Any, **options: Any) -> None:
         super().__init__(*place, **options)
-        self._create_connection = lambda *to, **more: limit.watch(socket.create_connection(*to, **more))
+        self._create_connection = lambda *to: limit.watch(connect(*to))
 
 
 def _host(url: str) -> str:
@@ -209,28 +297,37 @@ def _never_tls(reason: object) -> bool:
     return isinstance(reason, ssl.SSLError) and not broke_off
 
 
-def opener(limit: HeadLimit) -> urllib.request.OpenerDirector:
-    """Opens URLs, follows redirections to http and https, and lets `limit` end what does not begin to answer."""
-    return urllib.request.build_opener(_Redirects(), _WatchedHttp(limit), _WatchedHttps(limit))
+def opener(limit: HeadLimit, reach: Reach, sent: bool = False) -> urllib.request.OpenerDirector:
+    """Opens URLs, follows redirections as far as `reach` allows, and lets `limit` end what does not begin to answer.
+    `sent`: the URLs themselves are what a server has sent to."""
+    handlers = (_Redirects(), _WatchedHttp(limit, reach, sent), _WatchedHttps(limit, reach, sent))
+    return urllib.request.build_opener(*handlers)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follows redirections to http and https, never from https to http."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        """See `urllib.request.HTTPRedirectHandler`."""
-        before, after = urllib.parse.urlsplit(req.full_url).scheme, urllib.parse.urlsplit(newurl).scheme
-        if after not in SCHEMES or (before == "https" and after != "https"):
-            raise urllib.error.HTTPError(newurl, code, f"a redirection from {before} to {after}", headers, fp)
+        """See `urllib.request.HTTPRedirectHandler`. Raises RedirectionRefused."""
+        before, place = urllib.parse.urlsplit(req.full_url).scheme, urllib.parse.urlsplit(newurl)
+        if place.scheme not in SCHEMES or (before == "https" and place.scheme != "https"):
+            whom = f"to {place.hostname[:100]} " if place.hostname else ""
+            text = f"it sends on {whom}from {before} to {place.scheme[:20] or 'no scheme'}"
+            raise RedirectionRefused(text, "packages are fetched by http and https, and after https by https alone")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
     def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
-        """See `urllib.request.HTTPRedirectHandler`, which leaves the answer open where its place is no URL."""
+        """See `urllib.request.HTTPRedirectHandler`, which leaves the answer open where its place cannot be asked."""
         try:
             return super().http_error_302(req, fp, code, msg, headers)
-        except ValueError:
+        except (ValueError, RedirectionRefused):
             fp.close()
             raise
+        except urllib.error.HTTPError as error:
+            if error.fp is not fp:  # the answer of where it was sent to
+                raise
+            fp.close()
+            raise RedirectionRefused(f"it sends on without an end, or nowhere: {str(error.reason)[:200]}") from error
 
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
@@ -257,7 +354,7 @@ class RemoteFile:
         self._access = access
         self._options = options
         self._limit = HeadLimit(options.head_s)
-        self._opener = opener(self._limit)
+        self._opener = opener(self._limit, Reach() if access is None else access.reach)
         self._response: http.client.HTTPResponse | None = None
         # Where the response stands and ends, up to where is read on, and the mark (a strong ETag) of the file.
         self._at = self._end = self._aim = 0
@@ -365,6 +462,8 @@ class RemoteFile:
         with self._limit:
             try:
                 response: http.client.HTTPResponse = self._opener.open(request, timeout=self._options.timeout_s)
+            except RedirectionRefused as error:
+                raise StoreError(error.what, self.url, error.remedy, Cause.SOURCE) from error
             except (OSError, http.client.HTTPException, ValueError) as error:
                 if self._limit.over:
                     raise _SourceFailed(late) from error

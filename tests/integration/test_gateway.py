@@ -175,6 +175,7 @@ def test_langchain_chats(address: str) -> None:
 def test_it_serves_a_whole_broker_behind_a_token(agent: AgentProcess, tmp_path: Path) -> None:
     import openai
 
+    (tmp_path / "tokens").touch(mode=0o600)
     (tmp_path / "tokens").write_text(TOKEN)
     with gateway(agent, "--all", "--token-file", str(tmp_path / "tokens"), "--listen", "0.0.0.0") as found:
         here = found.replace("0.0.0.0", "127.0.0.1")

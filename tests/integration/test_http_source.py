@@ -10,6 +10,7 @@ import os
 import re
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -511,9 +512,62 @@ def test_a_redirection_is_followed_to_http_alone(server: Server, tmp_path: Path)
     server.serve(big_package(tmp_path))
     server.manners.redirect = f"{server.url}/p.tar"
     server.install("moved")
-    server.manners.redirect = "file:///etc/passwd"
-    with pytest.raises(StoreError, match="302"):
+    server.manners.redirect, asked = "file:///etc/passwd", len(server.manners.asked)
+    with pytest.raises(StoreError, match=r"it sends on without an end, or nowhere.*file:///etc/passwd") as caught:
         server.install("moved")
+    assert caught.value.cause is Cause.SOURCE
+    assert len(server.manners.asked) == asked + 1, "and it is not asked again"
+
+
+def test_a_redirection_from_https_to_http_names_its_host() -> None:
+    request = urllib.request.Request("https://named.example/p.tar")
+    with pytest.raises(remote_file.RedirectionRefused, match=r"it sends on to other\.example from https to http"):
+        remote_file._Redirects().redirect_request(request, None, 302, "", {}, "http://other.example/p.tar")
+
+
+def test_a_redirection_to_what_is_nearer_than_its_server_is_refused_unasked(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """127.0.0.2 stands for a server in the world: tests have no other addresses than the device's own."""
+    server.serve(big_package(tmp_path))
+    real = remote_file.distance
+    world = {"127.0.0.2": remote_file.Distance.WORLD}
+    monkeypatch.setattr(remote_file, "distance", lambda address: world.get(address) or real(address))
+    port = server.url.rpartition(":")[2]
+    handler = type("Other", (Handler,), {"manners": (other := Manners())})
+    with http.server.ThreadingHTTPServer(("127.0.0.2", 0), handler) as found:
+        thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            inside, server.url = server.url, f"http://127.0.0.2:{found.server_port}"
+            for place, said_host in ((inside, "127.0.0.1"), (f"http://localhost:{port}", r"localhost \(")):
+                other.redirect = f"{place}/p.tar"
+                with pytest.raises(StoreError, match=f"sends on to {said_host}.*this device itself") as caught:
+                    server.download("moved").fetch()
+                assert caught.value.cause is Cause.SOURCE
+            assert server.manners.asked == [], "not even asked"
+            assert len(other.asked) == 2, "and nothing is tried again"
+            # The other way round the operator has named what is near.
+            other.files, server.url = server.manners.files, inside
+            server.manners.redirect = f"http://127.0.0.2:{found.server_port}/p.tar"
+            assert server.download("moved").fetch().is_dir()
+        finally:
+            found.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("address", "right"),
+    [
+        ("127.0.0.1", "DEVICE"), ("127.9.9.9", "DEVICE"), ("0.0.0.0", "DEVICE"), ("::1", "DEVICE"), ("::", "DEVICE"),
+        ("::ffff:127.0.0.1", "DEVICE"), ("64:ff9b::7f00:1", "DEVICE"), ("2002:7f00:1::", "DEVICE"),
+        ("169.254.169.254", "LINK"), ("fe80::1%eth0", "LINK"), ("::ffff:169.254.169.254", "LINK"),
+        ("10.0.0.1", "SITE"), ("192.168.1.1", "SITE"), ("172.16.0.1", "SITE"), ("100.64.0.1", "SITE"),
+        ("fd00:ec2::254", "SITE"), ("64:ff9b::a00:1", "SITE"), ("8.8.8.8", "WORLD"), ("2606:4700::1111", "WORLD"),
+    ],
+)  # fmt: skip
+def test_how_far_an_address_is(address: str, right: str) -> None:
+    assert remote_file.distance(address).name == right
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ import pytest
 from edge_agent.base.causes import Cause
 from edge_agent.base.errors import PackageError, StoreError, UsageError
 from edge_agent.bundle.verify import read_release
+from edge_agent.store import remote_file
 from edge_agent.store.download_folder import RoomOptions, Wishes
 from edge_agent.store.inbox_packages import package_digest
 from edge_agent.store.install_plan import InstallContext
@@ -281,6 +282,20 @@ def test_who_a_registry_sends_to_gets_neither_token_nor_password(registry: Regis
     with pytest.raises(StoreError, match="the server answers 401"):
         registry.install()
     assert len(registry.manners.tokens) == 1, "the registry's own, for its manifest"
+
+
+def test_a_registry_cannot_send_nearer_than_itself_for_a_token(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor with the password: a registry in the world that names a token server inside the device's network."""
+    registry.manners.token, registry.manners.realm = "t", "https://127.0.0.2/token"
+    registry.basic = BASIC
+    real = remote_file.distance
+    world = {"127.0.0.1": remote_file.Distance.WORLD}
+    monkeypatch.setattr(remote_file, "distance", lambda address: world.get(address) or real(address))
+    with pytest.raises(StoreError, match=r"gives no token: for one it sends on to 127\.0\.0\.2, this device"):
+        registry.download().fetch()
+    assert registry.manners.tokens == []
 
 
 def test_a_download_goes_on_where_it_was(registry: Registry, tmp_path: Path) -> None:

@@ -260,6 +260,7 @@ def test_the_model_list_needs_the_broker() -> None:
 )
 def test_a_token_file_that_holds_none_is_a_sentence(tmp_path: Any, data: bytes, said: str) -> None:
     path = tmp_path / "tokens"
+    path.touch(mode=0o640)
     path.write_bytes(data)
     with pytest.raises(UsageError, match=said):
         read_tokens(path)
@@ -268,6 +269,17 @@ def test_a_token_file_that_holds_none_is_a_sentence(tmp_path: Any, data: bytes, 
     assert read_tokens(None) == ()
     with pytest.raises(UsageError, match="cannot be read"):
         read_tokens(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o602, 0o641])
+def test_tokens_that_every_user_can_read_or_change_are_refused(tmp_path: Any, mode: int) -> None:
+    path = tmp_path / "tokens"
+    path.write_text(TOKEN)
+    path.chmod(mode)
+    with pytest.raises(UsageError, match=r"tokens: every user of this machine can read or change it \(chmod o= "):
+        read_tokens(path)
+    path.chmod(0o660)
+    assert read_tokens(path) == (TOKEN,)
 
 
 def test_who_hangs_up_ends_the_work_on_the_device() -> None:
