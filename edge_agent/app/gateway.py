@@ -75,8 +75,8 @@ async def _note_unknown(client: AsyncClient, device: str | None) -> None:
 
 
 def read_tokens(path: Path | None) -> tuple[str, ...]:
-    """The tokens of a file, one a line; blank lines and lines that begin with # are passed over. Raises UsageError, also
-    for a file that every user of this machine can read."""
+    """The tokens of a file, one a line; blank lines and lines that begin with # are passed over. Raises UsageError,
+    also for a file that every user of this machine can read or change."""
     if path is None:
         return ()
     try:

@@ -22,7 +22,7 @@ import msgspec
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -42,10 +42,13 @@ from edge_agent.client import (
 from edge_agent.client.traced import traced
 from edge_agent.gateway import openai_form
 from edge_agent.gateway.openai_form import ChatQuestion, ChunkWriter, HttpError, error_body, http_error
+from edge_agent.protocol.json_guard import too_many_parts
 from edge_agent.protocol.trace_context import TRACEPARENT, TRACESTATE
 
 BODY_BYTES = 4 * MIB
 """Of a request: 2,048 texts of 2 KiB."""
+BODY_PARTS = 16_384
+"""Values and texts of a body: 4 MiB of empty lists would become 96 MiB, and hold up all others for half a second."""
 BODIES_BYTES = 32 * MIB
 """Of all requests that are read or answered now: the board's memory is that of its models, too."""
 FULL_S = 1.0
@@ -124,6 +127,8 @@ class Gateway:
                 return _response(http_error(error))
             except UsageError as error:
                 return _response(http_error(InvalidRequest(422, Cause.INVALID, str(error))))
+            except ClientDisconnect:  # nobody hears the answer, and a log of it would be as long as anybody likes
+                return Response(status_code=499)
             finally:
                 self._bodies_bytes.pop(request, None)
 
@@ -157,6 +162,8 @@ class Gateway:
         except asyncio.TimeoutError:
             said = f"the body did not come within {BODY_S:g} s"
             raise InvalidRequest(400, Cause.MALFORMED, said) from None
+        if too_many_parts(data, BODY_PARTS):
+            raise InvalidRequest(413, Cause.TOO_LARGE, f"the body has more than {BODY_PARTS:,} values or texts")
         try:
             return msgspec.json.decode(data)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +25,7 @@ import openai  # noqa: E402
 
 from edge_agent.app.gateway import read_tokens  # noqa: E402
 from edge_agent.gateway import http_service  # noqa: E402
-from edge_agent.gateway.http_service import Gateway, GatewayOptions, is_loopback  # noqa: E402
+from edge_agent.gateway.http_service import Gateway, GatewayOptions, is_loopback, serve  # noqa: E402
 
 USAGE = {"prompt_tokens": 1, "cached_tokens": 0, "completion_tokens": 2}
 WHOLE = Answer(
@@ -177,7 +178,7 @@ def test_without_a_token_it_does_not_listen_to_others(host: str) -> None:
         ("POST", "/v1/chat/completions", {"Content-Type": "text/plain"}, b"{}", 400),
         ("POST", "/v1/chat/completions", {}, b"{}", 400),
         ("POST", "/v1/chat/completions", {"Content-Type": "application/json"}, b"{", 400),
-        ("POST", "/v1/chat/completions", {"Content-Type": "application/json"}, b"[" * 100_000, 400),
+        ("POST", "/v1/chat/completions", {"Content-Type": "application/json"}, b"[" * 10_000, 400),
         ("POST", "/v1/chat/completions", {"Content-Type": "application/json"}, b'{"model":"\xff"}', 400),
         ("POST", "/v1/embeddings", {"Content-Type": "application/json"}, b" " * (4 * 1024 * 1024 + 1), 413),
         ("GET", "/v1/chat/completions", {}, b"", 405),
@@ -280,6 +281,43 @@ def test_tokens_that_every_user_can_read_or_change_are_refused(tmp_path: Any, mo
         read_tokens(path)
     path.chmod(0o660)
     assert read_tokens(path) == (TOKEN,)
+
+
+@pytest.mark.parametrize("filler", [b"[],", b"{},", b"1,", b'"",', b'"\\"",'])
+def test_a_body_of_very_many_values_is_refused_before_it_is_decoded(filler: bytes) -> None:
+    """4 MiB of empty lists took 96 MiB, and the time of everybody else."""
+
+    async def body(_client: openai.AsyncOpenAI, http: httpx.AsyncClient) -> Any:
+        held = b'{"model":"tiny","messages":[' + filler * (3 * 2**20 // len(filler)) + b"1]}"
+        tracemalloc.start()
+        answer = await http.post("/v1/chat/completions", content=held, headers={"content-type": "application/json"})
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return answer.status_code, answer.json()["error"]["message"], peak
+
+    status, said, peak = asked(Device(), body)
+    assert (status, said) == (413, "the body has more than 16,384 values or texts")
+    assert peak < 64 * 2**20
+
+
+def test_who_hangs_up_in_the_middle_of_a_body_leaves_no_traceback(capfd: pytest.CaptureFixture[str]) -> None:
+    """Else a log of any length could be had by connections that end."""
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+    async def run() -> None:
+        port = asyncio.get_running_loop().create_future()
+        serving = asyncio.create_task(serve(Device(), GatewayOptions(device="pi", port=0), port.set_result))  # type: ignore[arg-type]
+        for rest in (b'Content-Length: 99\r\n\r\n{"model"', b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"):
+            _reader, writer = await asyncio.open_connection("127.0.0.1", await port)
+            writer.write(head + rest)
+            await writer.drain()
+            writer.close()
+        await asyncio.sleep(0.2)
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+
+    asyncio.run(run())
+    assert capfd.readouterr().err == ""
 
 
 def test_who_hangs_up_ends_the_work_on_the_device() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.protocol.json_guard import quoted, repeated_key, too_deep
+from edge_agent.protocol.json_guard import quoted, repeated_key, too_deep, too_many_parts
 
 KEYS = st.sampled_from(["a", "b", 'q"', "\\", "[{", 'a"', "ä", ""])
 JSON = st.recursive(
@@ -36,6 +36,27 @@ def test_a_string_that_never_ends_hides_what_follows_it() -> None:
     assert not too_deep(b'"' + b"[" * 9, 3)
     assert not too_deep(b'[["' + b'\\"[' * 9, 3)
     assert too_deep(b'[[[["' + b'\\"' * 9, 3)
+
+
+def parts(body: Any) -> tuple[int, int]:
+    """(texts, keys among them; commas and opening brackets)."""
+    if isinstance(body, str):
+        return 1, 0
+    if not isinstance(body, (dict, list)):
+        return 0, 0
+    found = [parts(one) for one in (body.values() if isinstance(body, dict) else body)]
+    keys = len(body) if isinstance(body, dict) else 0
+    return sum(texts for texts, _ in found) + keys, sum(marks for _, marks in found) + 1 + max(0, len(found) - 1)
+
+
+@given(JSON, st.integers(0, 12))
+def test_parts_are_those_of_the_parsed_text(body: Any, most: int) -> None:
+    assert too_many_parts(json.dumps(body).encode(), most) == (max(parts(body)) > most)
+
+
+@given(st.binary())
+def test_parts_of_nonsense_are_harmless(payload: bytes) -> None:
+    assert too_many_parts(payload, 3) in (True, False)
 
 
 @given(JSON)
