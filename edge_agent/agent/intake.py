@@ -22,6 +22,7 @@ from edge_agent.core import admission
 from edge_agent.core.forecast import (
     GeneratorLoad,
     WorkerLoad,
+    expected_windows,
     generator_wait_and_first_token_s,
     generator_work_s,
     remaining_s,
@@ -231,7 +232,7 @@ class Intake:
             generator, running = self._generator_load(served, now_s), served.running.values()
             return generator_wait_and_first_token_s(served.queue, job, running, costs, generator, now_s)
         load = self._worker_load(served)
-        running_s = remaining_s(served.running.values(), costs, load, now_s)
+        running_s = remaining_s(served.running.values(), costs, load, now_s, job.key[0])
         load = replace(load, running_s=running_s, load_s=served.lifecycle.load_left_s(now_s))
         return wait_and_compute_s(served.queue, job, costs, load, now_s)
 
@@ -335,6 +336,10 @@ def check_grammar(request: Request, served: ServedModel, now_s: float) -> None:
 
 
 def _job(request: Request, message: Inbound, served: ServedModel) -> Job:
+    adapter = served.model.adapter(request.adapter) if request.adapter is not None else None
+    task, windows = served.model.task if adapter is None else adapter.task, 0
+    if task.kind == "answers":
+        windows = expected_windows(request.texts, task.max_tokens, task.window_overlap)
     return Job(
         key=(request.client, request.id),
         model=served.name,
@@ -351,6 +356,7 @@ def _job(request: Request, message: Inbound, served: ServedModel) -> Job:
         origin=Origin(request, replace(message, payload=b"")),
         messages=tuple({"role": one.role, "content": one.content} for one in request.messages),
         stream=request.stream,
+        windows=windows,
     )
 
 

@@ -107,7 +107,7 @@ class Responder:
             self._trace(job, 413, Cause.TOO_LARGE, body, served.model.task.kind)
             return
         stats = self._context.stats.model(job.model)
-        stats.note_answer(job.rows, event.batch, total_ms, compute_ms, results, joules)
+        stats.note_answer(len(job.texts), event.batch, total_ms, compute_ms, results, joules)
         stats.note_adapter(job.adapter, total_ms, results, event.wording)
         if served.observer is not None:
             served.observer(job, event, joules)

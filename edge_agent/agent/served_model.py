@@ -292,8 +292,7 @@ class ServedModel:
         if self.running.get(job.job_id) is job:
             del self.running[job.job_id]
             self.compiling.discard(job.job_id)
-        if self.sequences:
-            self.wake_up()  # a sequence is free
+        self.wake_up()  # a sequence is free, or a step
         if not self.running:
             self.idle.set()
 

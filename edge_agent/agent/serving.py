@@ -245,8 +245,9 @@ class ModelServer:
 
     # ---- schedule and attach ---------------------------------------------------------------------------------------
 
-    def _schedule(self, served: ServedModel, worker: WorkerHandle) -> list[Job]:
-        """Take the jobs that run next from the queue; answer those that are or would be too late."""
+    def _schedule(self, served: ServedModel, worker: WorkerHandle, beside: Collection[str] | None = None) -> list[Job]:
+        """Take the jobs that run next from the queue; answer those that are or would be too late. `beside`: the clients
+        whose jobs take several steps of an encoder now; then only jobs of others that fit into one."""
         self.deadlines.expire_late()
         now_s = self._context.clock.monotonic_s()
         self.deadlines.refuse_hopeless(served, now_s, now_s)
@@ -259,7 +260,9 @@ class ModelServer:
             limits = BatchLimits(free, mixed=True, active_adapters=active, held=held, may_join=served.may_compile)
             return served.queue.next_batch(limits, now_s) if free > 0 else []
         costs, at = self._context.costs, served.load_at(self._context.grant)
-        limits = BatchLimits(at.max_rows, worker.mixed, predict_s=functools.partial(batch_s, costs, at))
+        may_join = None if beside is None else functools.partial(_fits_beside, beside, at.max_rows)
+        predict_s = functools.partial(batch_s, costs, at)
+        limits = BatchLimits(at.max_rows, worker.mixed, predict_s=predict_s, may_join=may_join)
         batch = served.queue.next_batch(limits, now_s)
         self.deadlines.refuse_hopeless(served, now_s, now_s + least_s(batch, costs, at))
         return batch
@@ -298,6 +301,8 @@ class ModelServer:
         try:
             if worker.sequences:
                 await self._keep_fed(served, worker)
+            elif any(job.rows > self._context.grant.max_rows for job in batch):
+                await self._feed_beside(served, worker)
             else:
                 await served.idle.wait()
         except WorkerError:
@@ -321,6 +326,24 @@ class ModelServer:
             batch = await self._attach(served, self._schedule(served, worker))
             if batch:
                 self._hand_over(served, batch)
+
+    async def _feed_beside(self, served: ServedModel, worker: WorkerHandle) -> None:
+        """While an encoder works on a job of several steps: hand over what others' clients ask, a step's worth at a
+        time. The session computes both in turn, so that nobody waits for the whole of a long list."""
+        while served.running:
+            await served.woken()
+            most = self._context.grant.max_rows
+            long = [job for job in served.running.values() if job.rows > most]
+            # Steps that heat holds apart are begun one by one (`StepGate`).
+            paced = self._context.duty_cycle.share_of(served.name, self._context.grant) < 1.0
+            if not long or len(served.running) > len(long) or paced or not self._may_join(served):
+                continue
+            clients = frozenset(job.key[0] for job in long)
+            batch = await self._attach(served, self._schedule(served, worker, beside=clients))
+            if batch and served.running:
+                self._hand_over(served, batch)
+            else:
+                self._put_back(served, batch)
 
     def _may_join(self, served: ServedModel) -> bool:
         """Whether jobs may join those inside: not in a model that drains or has had its turn, and not in the heat."""
@@ -371,6 +394,11 @@ class ModelServer:
         return JobWork(
             job.job_id, job.adapter, job.params, texts, job.messages, client, job.stream, self._flush_ms, left_s
         )
+
+
+def _fits_beside(clients: Collection[str], max_rows: int, job: Job) -> bool:
+    """Whether a job may be computed in turn with a longer one of these clients."""
+    return job.key[0] not in clients and job.rows <= max_rows
 
 
 def _reply_topic(job: Job) -> str | None:

@@ -40,6 +40,7 @@ from edge_agent.base.causes import Cause, DeathCause, WorkerDeath
 from edge_agent.base.errors import EdgeError, RequestError, WorkerError
 from edge_agent.base.limits import WORKER_SILENCE_S
 from edge_agent.bundle.catalog import InstalledModel
+from edge_agent.core.forecast import rows_computed
 from edge_agent.core.governor import GovernorLevel
 from edge_agent.core.job import Job, JobState
 from edge_agent.core.version_trial import Pair, VersionTrial
@@ -167,7 +168,9 @@ class TrialRun:
         if fault is not None:
             self.trial.add(Pair(fault))
         else:
-            self._copies.add(self._copy(job, event, joules, alone=event.batch == job.rows and not self._taken))
+            self._copies.add(
+                self._copy(job, event, joules, alone=event.batch == rows_computed(event.results) and not self._taken)
+            )
         self._arrived.set()
 
     def take(self, job: Job) -> bool:

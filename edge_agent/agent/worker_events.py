@@ -17,6 +17,7 @@ from edge_agent.agent.worker_handle import WorkerHandle
 from edge_agent.base.causes import Cause, WorkerDeath
 from edge_agent.base.errors import WorkerError
 from edge_agent.base.units import duration_text
+from edge_agent.core.forecast import rows_computed
 from edge_agent.core.grammar_bans import barred_reason, has_grammar
 from edge_agent.core.job import MAX_ATTEMPTS, Job, JobState
 from edge_agent.core.model_lifecycle import ModelState
@@ -95,6 +96,8 @@ class WorkerEventHandler:
             return
         if isinstance(event, JobDone):
             self._learn(served, job, event)
+            if job.windows:
+                served.queue.charge(job.key[0], rows_computed(event.results) - job.rows)
         served.leave(job)
         served.lifecycle.answered()
         if job.state is JobState.RUNNING:  # else it was answered meanwhile: cancelled, or too late
@@ -144,8 +147,9 @@ class WorkerEventHandler:
         ones every prediction would be too short.
 
         Of a generator two costs are learned: the time of its prompt (`cost_key`) and of its whole answer
-        (`whole_cost_key`). A batch of an encoder is learned once. All its rows count with the mean length of the texts
-        of the job whose texts are longest, because the runtime pads rows to one length.
+        (`whole_cost_key`). A batch of an encoder is learned once; of a job that took several steps, their mean. All its
+        rows count with the mean length of the texts of the job whose texts are longest, because the runtime pads rows
+        to one length.
         """
         costs, threads = self._context.costs, self._context.grant.threads
         compute_s = event.compute_ms / 1000.0
@@ -154,6 +158,8 @@ class WorkerEventHandler:
             costs.learn(served.cost_key, 1, job.size_bytes, event.generated.prompt_ms / 1000.0, threads)
             costs.learn(served.whole_cost_key, 1, job.size_bytes, compute_s, threads)
         elif served.worker is not None and served.worker.is_new_cost(event.batch, compute_s):
+            # Else one client's long lists would make every batch look as long as they took in all.
+            compute_s /= max(1, event.steps)
             row_bytes = max(inside.size_bytes // inside.rows for inside in (job, *served.running.values()))
             costs.learn(served.cost_key, event.batch, row_bytes * event.batch, compute_s, threads)
 

@@ -82,7 +82,8 @@ class Done(NamedTuple):
 
     Encoders give 'features' [rows, hidden] and, where a head applies, 'logits' [rows, labels], or a list with
     [its tokens, classes] of each row.
-    `compute_s` is the step's duration, `batch_rows` the rows that shared it. A generator's 'features' are the logits
+    `compute_s` is the step's duration, `batch_rows` the rows that shared it; of a job that took several steps their sum
+    and the largest, and `steps` says how many. A generator's 'features' are the logits
     of the next token (`feature_ids`); what it generated came in chunks, and `outputs` are the figures of `Generated`.
     """
 
@@ -90,6 +91,7 @@ class Done(NamedTuple):
     outputs: Mapping[str, Any]
     compute_s: float
     batch_rows: int
+    steps: int = 1
 
 
 class Chunk(NamedTuple):

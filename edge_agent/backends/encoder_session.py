@@ -51,11 +51,13 @@ class Piece(NamedTuple):
 
 
 class JobQueue:
-    """First in, first out, of at most `QUEUE_JOBS` jobs: the daemon has no more requests open."""
+    """First in, first out, of at most `QUEUE_JOBS` jobs: the daemon has no more requests open. A job of more rows than
+    a step holds goes behind the others after each: it holds nobody up for longer than a step."""
 
     def __init__(self) -> None:
         self._jobs: deque[SessionJob] = deque(maxlen=QUEUE_JOBS)
-        self._done_rows = 0
+        # Of jobs that have begun, by their id.
+        self._done_rows: dict[str, int] = {}
 
     def submit(self, job: SessionJob) -> None:
         """Put a job at the end. Raises BackendError when the queue is full, where a deque would drop its first job."""
@@ -71,29 +73,33 @@ class JobQueue:
         pieces: list[Piece] = []
         free = max(1, max_rows)
         while self._jobs:
-            job, start = self._jobs[0], self._done_rows
+            job = self._jobs[0]
+            start = self._done_rows.pop(job.job_id, 0)
             left = len(job.rows) - start
-            if left > free and (pieces or len(job.rows) <= max_rows):
-                break
-            if one_adapter and pieces and job.adapter != pieces[0].job.adapter:
+            unfit = left > free and (pieces or len(job.rows) <= max_rows)
+            if unfit or (one_adapter and pieces and job.adapter != pieces[0].job.adapter):
+                self._note_done(job, start)
                 break
             stop = start + min(left, free)
             pieces.append(Piece(job, start, stop, stop == len(job.rows)))
             free -= stop - start
-            if stop < len(job.rows):
-                self._done_rows = stop
-                break
             self._jobs.popleft()
-            self._done_rows = 0
+            if stop < len(job.rows):
+                self._note_done(job, stop)
+                self._jobs.append(job)
+                break
         return pieces
+
+    def _note_done(self, job: SessionJob, rows: int) -> None:
+        if rows:
+            self._done_rows[job.job_id] = rows
 
     def cancel(self, job_id: str) -> bool:
         """Forget a job, begun or not; True when it was here."""
         for place, job in enumerate(self._jobs):
             if job.job_id == job_id:
                 del self._jobs[place]
-                if place == 0:
-                    self._done_rows = 0
+                self._done_rows.pop(job_id, None)
                 return True
         return False
 
@@ -104,7 +110,7 @@ class JobQueue:
     def clear(self) -> None:
         """Forget every job."""
         self._jobs.clear()
-        self._done_rows = 0
+        self._done_rows.clear()
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -446,4 +452,4 @@ def _joined(parts: Sequence[Done]) -> Done:
         for name in names
     }  # fmt: skip
     compute_s, rows = sum(part.compute_s for part in parts), max(part.batch_rows for part in parts)
-    return Done(parts[0].job_id, outputs, compute_s, rows)
+    return Done(parts[0].job_id, outputs, compute_s, rows, len(parts))

@@ -100,8 +100,9 @@ NAME_CHARACTERS = 64
 LABELS = 1024
 # Labels of spans: a word has two classes for each, and its classes are compared word by word.
 SLOT_LABELS = 64
-# Windows that a context is read in, one after another, for one question: 64 of 384 tokens are about 64 KiB of English.
-ANSWER_WINDOWS = 64
+# Windows that the contexts of a request are read in, one after another: each is a row, as a text is. For one question
+# 64 of 384 tokens are about 64 KiB of English.
+ANSWER_WINDOWS = TEXTS_PER_REQUEST
 # Tokens that an answer has at most; BERT's script for SQuAD takes 30.
 ANSWER_TOKENS = 512
 # A label may be a sentence. 1,024 labels of 256 characters of three bytes are 768 KiB of a manifest.

@@ -7,10 +7,12 @@ Pure: `admission` decides with these figures; `agent.intake` and the workload si
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from edge_agent.base.limits import DEADLINE_MAX_S
+from edge_agent.base.limits import ANSWER_WINDOWS, DEADLINE_MAX_S
+from edge_agent.base.texts import Text, parts_of
 from edge_agent.core.job import Job
 from edge_agent.core.latency import CostModel
 from edge_agent.core.scheduler import Queue
@@ -59,6 +61,25 @@ class GeneratorLoad:
     threads: int
     duty_share: float = 1.0
     load_s: float = 0.0
+
+
+CHARACTERS_PER_TOKEN = 4
+"""Of English in the vocabulary of a BERT. What a question really took is charged afterwards (`Queue.charge`)."""
+
+
+def expected_windows(texts: Sequence[Text], max_tokens: int, overlap: int) -> int:
+    """The rows in which questions about contexts are read (`base.context_windows`), as far as characters tell."""
+    rows = 0
+    for question, context in map(parts_of, texts):
+        room = max(1, max_tokens - len(question) // CHARACTERS_PER_TOKEN - 3)
+        step = room - min(overlap, room // 2)
+        rows += 1 + max(0, -(-(len(context) // CHARACTERS_PER_TOKEN - room) // step))
+    return min(rows, max(len(texts), ANSWER_WINDOWS))
+
+
+def rows_computed(results: Sequence[Mapping[str, Any]]) -> int:
+    """The rows that a worker computed for an answer."""
+    return sum(int(one.get("windows", 1)) for one in results)
 
 
 def wait_and_compute_s(
@@ -119,15 +140,21 @@ def batch_s(costs: CostModel, load: WorkerLoad, rows: int, row_bytes: int) -> fl
     return costs.predict_s(load.key, rows, rows * row_bytes, load.threads)
 
 
-def remaining_s(running: Collection[Job], costs: CostModel, load: WorkerLoad, now_s: float) -> float:
-    """Predicted seconds until the current batch ends; 0 without a batch or without a measurement."""
+def remaining_s(
+    running: Collection[Job], costs: CostModel, load: WorkerLoad, now_s: float, client: str | None = None
+) -> float:
+    """Predicted seconds until the current batch ends; 0 without a batch or without a measurement. For a request of
+    another `client` than a job of several steps has it is that of two: the job's, and what is computed beside it."""
     if not running:
         return 0.0
     rows, row_bytes = sum(job.rows for job in running), max(job.size_bytes // job.rows for job in running)
     step_rows = min(rows, load.max_rows)
     step_s = costs.predict_s(load.key, step_rows, step_rows * row_bytes, load.threads) or 0.0
     began_s = min(job.started_s if job.started_s is not None else now_s for job in running)
-    return max(0.0, step_s * max(1, -(-rows // load.max_rows)) - (now_s - began_s))
+    left_s = max(0.0, step_s * max(1, -(-rows // load.max_rows)) - (now_s - began_s))
+    # Between paced steps nothing is computed beside, see `ModelServer`.
+    shared = load.duty_share >= 1.0 and any(job.rows > load.max_rows and job.key[0] != client for job in running)
+    return min(left_s, 2.0 * step_s) if shared and client is not None else left_s
 
 
 def least_s(batch: Sequence[Job], costs: CostModel, load: WorkerLoad) -> float:

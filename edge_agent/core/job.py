@@ -55,7 +55,8 @@ class Job:
     frame to the worker (texts, parameters, names), computed once because the scheduler asks often. `messages`: a
     conversation; its text is also in `texts`. `parts`: parts of a streamed answer that were sent; a job with parts is
     not computed again. `again`: distinguishes the job from an earlier one with the same key that the worker has not
-    dropped yet. `origin`: the request as it arrived, for the answer; `core` does not read it.
+    dropped yet. `windows`: of a question about a long context, the rows that it is expected to be read in. `origin`:
+    the request as it arrived, for the answer; `core` does not read it.
     """
 
     key: tuple[str, str]
@@ -77,14 +78,15 @@ class Job:
     stream: bool = False
     parts: int = 0
     again: int = 0
+    windows: int = 0
 
     def __post_init__(self) -> None:
         self.wire_chars = self.size_bytes + len(str(self.params)) + len(self.job_id) + 64
 
     @property
     def rows(self) -> int:
-        """Number of texts, or of pairs."""
-        return len(self.texts)
+        """What a worker computes for it: one for each text or pair, or its windows."""
+        return self.windows or len(self.texts)
 
     @property
     def size_bytes(self) -> int:

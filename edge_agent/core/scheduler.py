@@ -141,6 +141,11 @@ class Queue:
             del self._jobs[job.key]
         return batch
 
+    def charge(self, client: str, rows: int) -> None:
+        """A client's job took so many rows more than was expected, or fewer."""
+        if client in self._served:
+            self._served[client] = max(0.0, self._served[client] + rows)
+
     def rows_ahead(self, job: Job, now_s: float, active: frozenset[str | None] | None = None) -> int:
         """Texts that would run before `job` (not queued yet) if no other job arrived; `active`: the active adapters."""
         rows = 0

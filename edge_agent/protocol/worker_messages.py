@@ -338,8 +338,8 @@ class TextChunk(WorkerEvent, tag="chunk"):
 
 
 class JobDone(WorkerEvent, tag="done"):
-    """A job's results, one per text. `batch` is the number of rows that shared its step; `wording` says per text of an
-    encoder how the tokenizer took it."""
+    """A job's results, one per text. `batch` is the number of rows that shared its step, of `steps` steps the largest;
+    `wording` says per text of an encoder how the tokenizer took it."""
 
     id: str
     results: Sequence[Mapping[str, Any]]
@@ -348,6 +348,7 @@ class JobDone(WorkerEvent, tag="done"):
     batch: int
     wording: Sequence[TextTokens] = ()
     generated: GeneratedText | None = None
+    steps: int = 1
 
 
 class JobFailed(WorkerEvent, tag="failed"):
@@ -367,7 +368,7 @@ class GrammarCompiled(WorkerEvent, tag="compiled"):
 
 
 class Heartbeat(WorkerEvent, tag="beat"):
-    """A generator works; sent where nothing else was for a second."""
+    """The worker computes; sent between two steps where nothing else was for a second."""
 
 
 class LoadProgress(WorkerEvent, tag="progress"):

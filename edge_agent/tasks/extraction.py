@@ -43,9 +43,9 @@ class ExtractAnswers(Task):
 
     def prepare(self, texts: Sequence[Text], params: Mapping[str, Any]) -> Prepared:
         """See `Task.prepare`. Also raises RequestError 422 for a question that leaves no room for its context, and 413
-        for a context of more than `ANSWER_WINDOWS` windows."""
+        for contexts of more than `ANSWER_WINDOWS` windows in all."""
         self.refuse_unfit(texts, params)
-        most, found = self._task.max_tokens, []
+        most, found, rows = self._task.max_tokens, [], 0
         for text in texts:
             question, context = parts_of(text)
             whole, windows = self._tokenizer.windows(question, context, self._task.window_overlap, ANSWER_WINDOWS)
@@ -55,11 +55,14 @@ class ExtractAnswers(Task):
                     f"the question {brief(question)} leaves no room for {LEAST_CONTEXT} tokens of its context in the "
                     f"{most} that the model reads at once: shorten it",
                 )  # fmt: skip
-            if len(windows) > ANSWER_WINDOWS:
+            rows += len(windows)
+            if rows > ANSWER_WINDOWS:
+                what = "question and context have" if len(texts) == 1 else "the questions and contexts up to this have"
+                tokens = whole.tokens + sum(before.tokens for before, _ in found)
                 raise RequestError(
                     413, Cause.TOO_LARGE,
-                    f"question and context have {whole.tokens} tokens, which take more than {ANSWER_WINDOWS} windows "
-                    f"of {most}: ask about a part of the context",
+                    f"{what} {tokens} tokens, which take more than {ANSWER_WINDOWS} windows "
+                    f"of {most}: ask about a part of the context" + (", or fewer questions" if len(texts) > 1 else ""),
                 )  # fmt: skip
             found.append((whole, (context, windows)))
         return Prepared(

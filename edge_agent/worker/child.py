@@ -370,11 +370,18 @@ class Child:
             self._steps.add(now_s - started_s)
             self._throttle.begin(now_s, started_s)
             self._check_clock()
+        else:
+            # A job of many rows takes many steps, on a slow board more time than a worker may be silent for.
+            self._beat(time.monotonic())
 
     def _check_clock(self) -> None:
         """Between a generator's steps, and during its pauses: end answers at their deadline, send a heartbeat."""
         now_s = time.monotonic()
         self._end_late(now_s)
+        self._beat(now_s)
+
+    def _beat(self, now_s: float) -> None:
+        """Send a heartbeat where jobs are inside and nothing else was sent for a second."""
         if self._pending and now_s - self._last_sent_s >= BEAT_S:
             self._send(Heartbeat())
 
@@ -444,6 +451,8 @@ class Child:
             batch=done.batch_rows,
             wording=pending.prepared.wording,
             generated=generated,
+            # A generator's steps are tokens; its costs are learned by answers.
+            steps=1 if generated is not None else done.steps,
         )
         try:
             self._send(answer)

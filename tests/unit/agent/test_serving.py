@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from edge_agent.base.causes import Cause
 from edge_agent.base.errors import AdapterRefused, BackendError, WorkerError
 from edge_agent.base.limits import ADAPTERS_RESIDENT, WORKER_SILENCE_S
+from edge_agent.bundle.catalog import TaskSpec
 from edge_agent.core.duty_cycle import FinishedStep
 from edge_agent.core.governor import ComputeGrant, GovernorLevel
+from edge_agent.protocol.worker_messages import JobDone
 from tests.support.fakes import Plan, a_model, a_variant, an_adapter
 from tests.support.in_process import Device
 from tests.support.virtual_time import later, settle
@@ -627,6 +630,78 @@ def test_a_batch_is_learned_once_and_as_long_as_its_longest_text() -> None:
         assert [sample[1:4] for sample in learned] == 2 * [(1, 1, 0.005), (3, 36, 0.007)]
 
     Device.run(scenario, a_model(), plan=Plan(compute_s=None))
+
+
+def test_a_list_of_many_texts_is_learned_by_its_steps() -> None:
+    """Else each batch would be expected to take as long as somebody's long list, and others be refused for it."""
+
+    async def scenario(device: Device) -> None:
+        learned: list[tuple[object, ...]] = []
+        device.context.costs.learn = lambda *sample: learned.append(sample)  # type: ignore[method-assign]
+        await device.ask("long", {"texts": ["x"] * 32})
+        await settle()
+        name = next(iter(device.spawner.last.inside))
+        device.spawner.last.inside.pop(name)
+        results = [{"label": "on", "score": 0.9}] * 32
+        device.spawner.last.tell(JobDone(name, results, tokenize_ms=0.1, compute_ms=80.0, batch=8, steps=4))
+        await settle()
+        assert [sample[1:4] for sample in learned] == [(8, 8, 0.02)]
+
+    Device.run(scenario, a_model(), plan=Plan(compute_s=None))
+
+
+def test_what_others_ask_is_computed_beside_a_list_of_many_texts() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("long", {"texts": ["x"] * 64}, client="hog")
+        await settle()
+        await device.ask("more", {"texts": ["x"] * 64}, client="hog")
+        await device.ask("own", {"text": "x"}, client="hog")
+        for number in range(3):
+            await device.ask(f"good-{number}", {"text": "y"}, client="good")
+        await settle()
+        worker = device.spawner.last
+        inside = [name.rpartition("/")[2] for name in worker.inside]
+        assert inside == ["long", "good-0", "good-1", "good-2"], "its own client's wait for it"
+        await device.ask("good-3", {"text": "y"}, client="good")
+        await settle()
+        assert len(worker.inside) == 4, "a step's worth at a time"
+        worker.finish([name for name in worker.inside if not name.endswith("long")])
+        await settle()
+        assert [device.status(f"good-{number}") for number in range(3)] == [200, 200, 200]
+        assert [name.rpartition("/")[2] for name in worker.inside] == ["long", "good-3"]
+        worker.finish()
+        await settle()
+        worker.finish()
+        await settle()
+        worker.finish()
+        await settle()
+        assert [device.status(name) for name in ("long", "more", "own")] == [200, 200, 200]
+
+    Device.run(scenario, a_model(), plan=Plan(compute_s=None))
+
+
+def test_a_question_about_a_long_context_counts_as_the_rows_that_it_took() -> None:
+    async def scenario(device: Device) -> None:
+        served = device.manager.served_models["m"]
+        await device.ask("1", {"text": "q" * 40, "text_pair": "c" * 8000}, client="hog")
+        await settle()
+        await device.ask("2", {"text": "q" * 40, "text_pair": "c" * 8000}, client="hog")
+        await device.ask("3", {"text": "q", "text_pair": "c"}, client="good")
+        await settle()
+        (first,) = served.running.values()
+        assert first.rows == 6 and served.queue.rows == 7
+        charged = served.queue._served[first.key[0]]
+        worker = device.spawner.last
+        name = next(iter(worker.inside))
+        worker.inside.pop(name)
+        answer = {"answer": None, "start": None, "end": None, "score": 0.1, "windows": 60, "tokens": 9}
+        worker.tell(JobDone(name, [answer], tokenize_ms=0.1, compute_ms=80.0, batch=8, steps=8))
+        assert served.queue._served[first.key[0]] == charged + 54
+        await settle()
+        assert [one.rpartition("/")[2] for one in worker.inside] == ["3", "2"], "who was served less goes first"
+
+    task = TaskSpec("answers", (), 512, pairs=True, window_overlap=128, answer_tokens=30)
+    Device.run(scenario, replace(a_model(), task=task), plan=Plan(compute_s=None))
 
 
 def test_an_adapter_that_cannot_be_detached_fails_its_request_alone() -> None:

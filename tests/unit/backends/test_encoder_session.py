@@ -13,7 +13,7 @@ def job(name, rows):
 
 
 @given(st.lists(st.integers(1, 20), max_size=12), st.lists(st.integers(1, 8), min_size=1, max_size=6))
-def test_every_row_runs_once_in_order_and_no_batch_is_too_large(sizes, grants):
+def test_every_row_runs_once_in_the_order_of_its_job_and_no_batch_is_too_large(sizes, grants):
     queue = JobQueue()
     for place, rows in enumerate(sizes):
         queue.submit(job(str(place), rows))
@@ -28,7 +28,10 @@ def test_every_row_runs_once_in_order_and_no_batch_is_too_large(sizes, grants):
             assert piece.last == (piece.stop == len(piece.job.rows))
             whole = len(piece.job.rows) <= min(grants)
             assert not whole or (piece.start, piece.stop) == (0, len(piece.job.rows)), "split without need"
-    assert seen == [(str(place), row) for place, rows in enumerate(sizes) for row in range(rows)]
+    for place, rows in enumerate(sizes):
+        assert [row for name, row in seen if name == str(place)] == list(range(rows))
+    short = [place for place, rows in enumerate(sizes) if rows <= min(grants)]
+    assert [int(name) for name, row in seen if int(name) in short and row == 0] == short, "in order of arrival"
     assert queue.take(8) == []
 
 
@@ -41,6 +44,18 @@ def test_cancel_reaches_a_job_that_has_begun_and_only_it():
     assert not queue.cancel("a")
     assert queue.cancel("c")
     assert [(piece.job.job_id, piece.start, piece.stop) for piece in queue.take(9)] == [("b", 0, 5)]
+
+
+def test_a_job_of_many_steps_holds_nobody_up_for_longer_than_one():
+    queue = JobQueue()
+    queue.submit(job("long", 64))
+    steps = [queue.take(4)]
+    for name in ("a", "b"):
+        queue.submit(job(name, 3))
+    while len(queue):
+        steps.append(queue.take(4))
+    assert [[piece.job.job_id for piece in step] for step in steps][:5] == [["long"], ["long"], ["a"], ["b"], ["long"]]
+    assert sum(len(piece.rows) for step in steps for piece in step if piece.job.job_id == "long") == 64
 
 
 def test_uses_names_the_adapters_that_wait():

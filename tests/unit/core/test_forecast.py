@@ -9,6 +9,7 @@ import pytest
 from edge_agent.core.forecast import (
     GeneratorLoad,
     WorkerLoad,
+    expected_windows,
     generator_wait_and_first_token_s,
     generator_work_s,
     least_s,
@@ -74,6 +75,26 @@ def test_of_the_batch_inside_counts_what_is_left() -> None:
     assert remaining_s(inside, costs(), AT, NOW_S + 0.04) == pytest.approx(0.06)
     assert remaining_s(inside, costs(), AT, NOW_S + 5.0) == 0.0
     assert remaining_s(inside, CostModel(), AT, NOW_S) == 0.0
+
+
+def test_a_long_job_of_another_client_holds_a_request_up_for_two_steps_at_most() -> None:
+    inside = a_job("long", rows=40)
+    inside.started_s = NOW_S
+    assert remaining_s([inside], costs(), AT, NOW_S) == pytest.approx(2.0)
+    assert remaining_s([inside], costs(), AT, NOW_S, "c") == pytest.approx(2.0), "one's own is waited for"
+    assert remaining_s([inside], costs(), AT, NOW_S, "another") == pytest.approx(0.4)
+    assert remaining_s([inside], costs(), replace(AT, duty_share=0.5), NOW_S, "another") == pytest.approx(2.0)
+    assert remaining_s([inside], costs(), AT, NOW_S + 1.9, "another") == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("question", "context", "windows"),
+    [(20, 200, 1), (20, 1500, 1), (20, 8000, 5), (1500, 1024, 3), (1990, 1024, 42), (4000, 4000, 1 + 999)],
+)
+def test_windows_are_expected_from_characters(question: int, context: int, windows: int) -> None:
+    asked = [("q" * question, "c" * context)]
+    assert expected_windows(asked, 512, 128) == min(windows, 64)
+    assert expected_windows(asked * 3, 512, 128) == min(3 * windows, 64)
 
 
 def test_the_hopeless_are_those_that_no_batch_of_the_waiting_can_answer() -> None:

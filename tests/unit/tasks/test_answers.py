@@ -149,6 +149,19 @@ def test_what_does_not_fit_is_refused(tokenizer_path, text, params, status, caus
     assert (refused.value.status, refused.value.cause) == (status, cause)
 
 
+def test_a_request_has_as_many_windows_as_it_may_have_texts(tokenizer_path):
+    """64 questions of 64 windows each were 4,096 rows for one message, and a worker that was silent for minutes."""
+    task = build(TASK, tokenizer_path)
+    asked = ("q", " ".join("a" * 36))
+    each = len(task.prepare([asked], {}).rows)
+    assert each > 3
+    fits = ANSWER_WINDOWS // each
+    assert len(task.prepare([asked] * fits, {}).rows) == fits * each
+    with pytest.raises(RequestError, match=r"take more than 64 windows of 16: .*, or fewer questions") as refused:
+        task.prepare([asked] * (fits + 1), {})
+    assert refused.value.status == 413
+
+
 def test_a_context_of_nothing_that_is_seen_has_no_answer(tokenizer_path):
     task = build(replace(TASK, no_answer=False), tokenizer_path)
     prepared = task.prepare([("q", "\u0007")], {})

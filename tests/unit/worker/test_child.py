@@ -20,6 +20,7 @@ from edge_agent.protocol.worker_messages import (
     CancelJob,
     CloseWorker,
     DetachAdapter,
+    Heartbeat,
     JobCancelled,
     JobDone,
     JobFailed,
@@ -168,6 +169,16 @@ def test_a_stop_string_in_the_very_last_token_loses_no_text(monkeypatch: pytest.
     assert isinstance(sent[-1], JobDone)
     result = sent[-1].results[0]
     assert (result["text"], result["finish_reason"]) == ("x", "stop")
+
+
+def test_an_encoder_is_heard_between_the_steps_of_a_long_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 long texts take a slow board longer than a worker may be silent for: it was ended for it, and quarantined."""
+    now_s = [0.0]
+    monkeypatch.setattr(child.time, "monotonic", lambda: now_s.__setitem__(0, now_s[0] + 0.25) or now_s[0])
+    session = Script([*([] for _ in range(8)), [done("1")]])
+    session.sequences = 0
+    beats = [one for one in said(monkeypatch, session, job("1")) if isinstance(one, Heartbeat)]
+    assert 4 <= len(beats) <= 9
 
 
 def test_after_a_step_that_fails_for_all_nobody_is_left_inside(monkeypatch: pytest.MonkeyPatch) -> None:
