@@ -57,6 +57,13 @@ class WaitingCopies:
             held = Counter(one.client for one in self._waiting)
             self._waiting.remove(max(self._waiting, key=lambda one: held[one.client]))  # of equal ones the oldest
 
+    def has_room(self, client: str, others: int = 0) -> bool:
+        """Whether one more of this client drops none of its own, nor of who holds as few; `others`: that will come."""
+        if len(self._waiting) + others < COPIES:
+            return True
+        held = Counter(one.client for one in self._waiting)
+        return held[client] + 1 < max(held.values(), default=0)
+
     def take(self) -> Copy:
         """The oldest of the client of which least was taken. Raises ValueError where there is none."""
         copy = min(self._waiting, key=lambda one: self._taken[one.client])
@@ -126,6 +133,7 @@ def draw(job: Job) -> float:
 
 
 def work_of(job: Job) -> JobWork:
-    """The request as it crosses to a child, in one piece."""
+    """The request as it crosses to a child, in one piece. It is its client's there, too: what a worker bounds by client
+    (grammars) would else be used up by one for all."""
     texts = () if job.messages else job.texts
-    return JobWork(job.job_id, job.adapter, job.params, texts, job.messages, "trial")
+    return JobWork(job.job_id, job.adapter, job.params, texts, job.messages, job.key[0])

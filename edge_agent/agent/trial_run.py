@@ -27,6 +27,7 @@ import math
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 import msgspec
 
@@ -52,7 +53,10 @@ LOOK_S = 0.05
 LOAD_AGAIN_S = 30.0
 """Pause after a load that found no memory, or failed."""
 SILENT_LEAST_S, SILENT_TIMES = 10.0, 20.0
-"""A copy counts as failed, and its worker is ended, after this time and so many times what the version before took."""
+"""A request counts as failed after this time and so many times what the version before took for it."""
+HEARD_S = 5.0
+"""The worker of a request that took too long is ended where it was silent for so long; else the request is taken back.
+"""
 PATIENCE_REQUESTS, PATIENCE_TIMES = 64, 2.0
 """A turn needs that the last requests each had so many times as long as both loads take."""
 TURN_PAUSE_TIMES = 10.0
@@ -65,7 +69,19 @@ LEAST_ANSWER_S = 0.5
 """A request that leaves the new version less time than this, or three times the usual, is not given to it."""
 FRESH_S = 5.0
 """Age up to which a temperature counts."""
-Outcome = JobDone | JobFailed | WorkerDeath | str | None
+
+
+class _TooLong(NamedTuple):
+    """No answer within so many seconds."""
+
+    limit_s: float
+
+    @property
+    def reason(self) -> str:
+        return f"no answer within {self.limit_s:.0f} s"
+
+
+Outcome = JobDone | JobFailed | WorkerDeath | _TooLong | str | None
 
 
 class CandidateModel:
@@ -144,7 +160,7 @@ class TrialRun:
         self.waits_for = ""
         self.answered = self.turns = 0
         self._copies = WaitingCopies()
-        self._back: deque[Copy] = deque(maxlen=COPIES)
+        self._back = WaitingCopies()
         self._arrived = asyncio.Event()
         self._candidate = CandidateModel(context, manager, model, self._died_idle)
         self._candidate.served.observe_by(self._has_answered)
@@ -154,7 +170,8 @@ class TrialRun:
         self._using = asyncio.Lock()
         self._alone = False
         self._usual_ms = 0.0
-        self._faults: OrderedDict[tuple[str, str], str] = OrderedDict()
+        # By request: why the new version failed it, and after how many seconds where that was the reason.
+        self._faults: OrderedDict[tuple[str, str], tuple[str, float]] = OrderedDict()
         self._patience_s: deque[float] = deque(maxlen=PATIENCE_REQUESTS)
         self._in_turn = False
 
@@ -166,7 +183,9 @@ class TrialRun:
             return
         self._usual_ms = event.compute_ms
         if fault is not None:
-            self.trial.add(Pair(fault))
+            # How long it may take is known from this answer alone: what other requests took may be anything.
+            if fault[1] >= _limit_s(event.compute_ms):
+                self.trial.add(Pair(fault[0]))
         else:
             self._copies.add(
                 self._copy(job, event, joules, alone=event.batch == rows_computed(event.results) and not self._taken)
@@ -250,7 +269,7 @@ class TrialRun:
         if not (drawn or self._in_turn) or not is_comparable(job) or not self._is_cool():
             return False
         most = MOST_IN_TURN if self._in_turn else 1
-        room = len(self._taken) < most and len(self._back) + len(self._taken) < COPIES
+        room = len(self._taken) < most and self._back.has_room(job.key[0], len(self._taken))
         ready = served.worker is not None and served.is_current
         return room and ready and self._answer_limit_s(job) >= self._least_limit_s()
 
@@ -384,8 +403,9 @@ class TrialRun:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("%s ended: %r", task.get_name(), error, exc_info=error)
 
-    async def _tried(self, job: Job) -> str | None:
-        """Answer the request; else why the new version failed it, None where it is not its fault."""
+    async def _tried(self, job: Job) -> tuple[str, float] | None:
+        """Answer the request; else why the new version failed it, and after how many seconds where that is why, else
+        infinite; None where it is not its fault."""
         served, now_s, limit_s = self._candidate.served, self._context.clock.monotonic_s(), self._answer_limit_s(job)
         if job.state is not JobState.QUEUED or served.worker is None or limit_s < LEAST_ANSWER_S:
             return None
@@ -405,8 +425,10 @@ class TrialRun:
             served.leave(job)
         if isinstance(outcome, WorkerDeath):
             self.trial.died(outcome.reason)
+        if isinstance(outcome, _TooLong):
+            return outcome.reason, outcome.limit_s
         if not isinstance(outcome, JobDone):
-            return outcome if outcome is None or isinstance(outcome, str) else outcome.reason
+            return (why, math.inf) if (why := _fault(outcome)) is not None else None
         if _runs(job):
             if job.deadline_s <= self._context.clock.monotonic_s():
                 self._answers.expire(job)
@@ -420,14 +442,14 @@ class TrialRun:
         self.answered += 1
         self._patience_s.append(job.deadline_s - job.received_s)
         if self._warm:
-            self._back.append(self._copy(job, event, joules, self._alone))
+            self._back.add(self._copy(job, event, joules, self._alone))
 
     def _runs_alone(self, since_s: float) -> bool:
         """Whether no other model runs, or has begun to since then."""
         others = (one for one in self._manager.every_served_model() if one is not self._candidate.served)
         return not any(one.running or (one.worker is not None and one.worker.last_used_s > since_s) for one in others)
 
-    def _give_back(self, job: Job, fault: str | None) -> None:
+    def _give_back(self, job: Job, fault: tuple[str, float] | None) -> None:
         """The version before is to answer the request."""
         if job.state is JobState.RUNNING:
             job.give_back()
@@ -470,11 +492,12 @@ class TrialRun:
             joules, _ = energy.end(account, self._host.reading("power"), now_s)
         if isinstance(outcome, WorkerDeath):
             self.trial.died(outcome.reason)
-        if outcome is None:
-            return
         if not isinstance(outcome, JobDone):
-            self.trial.add(Pair(outcome if isinstance(outcome, str) else outcome.reason))
-        elif self._warm:
+            why = outcome.reason if isinstance(outcome, _TooLong) else _fault(outcome)
+            if why is not None:
+                self.trial.add(Pair(why))
+            return
+        if self._warm:
             other = replace(copy, results=outcome.results, compute_ms=outcome.compute_ms, alone=True, joules=joules,
                             heat_c=self._temperature_c())  # fmt: skip
             self.trial.add(pair(copy, other))
@@ -482,7 +505,7 @@ class TrialRun:
 
     async def _computed(self, work: JobWork, limit_s: float, silent_s: float, is_wanted: Callable[[], bool]) -> Outcome:
         """The candidate's answer, how it failed, or None where it is wanted no more or takes longer than a request can
-        wait. Its worker is ended after `silent_s`."""
+        wait. After `silent_s` it has failed; a worker that is heard drops it, one that is not is ended."""
         begun_s = self._context.clock.monotonic_s()
         answer, dropping = await self._candidate.submit(work), None
         try:
@@ -493,14 +516,15 @@ class TrialRun:
                     break
                 if worker is None or (dropping is not None and dropping.done()):
                     return None  # evicted, or taken back between two steps; one that was in its last step has answered
-                if spent_s > silent_s:
+                silent = self._context.clock.monotonic_s() - worker.heard_s > HEARD_S
+                if spent_s > silent_s and silent:
                     worker.process.kill(DeathCause.HUNG)
-                    return f"no answer within {silent_s:.0f} s"
+                    return _TooLong(silent_s)
                 if dropping is None and (spent_s > limit_s or not is_wanted()):
                     dropping = asyncio.create_task(self._candidate.drop(), name="trial-drop")
                 if spent_s > limit_s:
                     await asyncio.sleep(0)  # the worker is told
-                    return None
+                    return _TooLong(silent_s) if spent_s > silent_s else None
             return answer.result()
         finally:
             if dropping is not None:
@@ -513,7 +537,7 @@ class TrialRun:
             return False
         if before.worker is None or not before.is_current or (before.generates and not self._idle()):
             return False
-        copy = self._back.popleft()
+        copy = self._back.take()
         # With the lock, between two batches: one step more on a board that is never idle.
         async with before.lock:
             other = await self._computed_before(before, copy)
@@ -534,7 +558,9 @@ class TrialRun:
         try:
             if copy.work.adapter is not None:
                 await before.ensure_attached(copy.work.adapter)
-            answer = before.submit_aside(msgspec.structs.replace(copy.work, id=account), begun_s)
+            # Not as its client's: the request itself may still be asked here, and has the client's share to itself.
+            work = msgspec.structs.replace(copy.work, id=account, client=f"{copy.client}/copy")
+            answer = before.submit_aside(work, begun_s)
             while not answer.done() and before.worker is worker:
                 await asyncio.wait([answer], timeout=LOOK_S)
                 if not answer.done() and clock.monotonic_s() - begun_s > limit_s:
@@ -555,6 +581,14 @@ class TrialRun:
         heat_c = self._temperature_c()
         return replace(copy, results=event.results, compute_ms=event.compute_ms, alone=not self._taken, joules=joules,
                        heat_c=heat_c)  # fmt: skip
+
+
+def _fault(outcome: JobFailed | WorkerDeath | str | None) -> str | None:
+    """Why the new version failed a request; None where it is not its fault. What a grammar costs is its client's
+    doing, whichever version computes it."""
+    if outcome is None or isinstance(outcome, str):
+        return outcome
+    return None if isinstance(outcome, JobFailed) and outcome.costly else outcome.reason
 
 
 def _runs(job: Job) -> bool:

@@ -7,7 +7,7 @@ worker does not load it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge_agent.base.causes import Cause
 from edge_agent.base.context_windows import LEAST_CONTEXT, LOGITS, answered, best_span
@@ -16,7 +16,10 @@ from edge_agent.base.limits import ANSWER_WINDOWS
 from edge_agent.base.texts import Text, parts_of
 from edge_agent.protocol.worker_messages import TaskFields
 from edge_agent.tasks.api import Prepared, Task, refuse_unknown
-from edge_agent.tasks.tokens import wording
+from edge_agent.tasks.tokens import EncodedText, wording
+
+if TYPE_CHECKING:
+    from edge_agent.base.context_windows import ContextWindow
 
 
 class ExtractAnswers(Task):
@@ -45,7 +48,8 @@ class ExtractAnswers(Task):
         """See `Task.prepare`. Also raises RequestError 422 for a question that leaves no room for its context, and 413
         for contexts of more than `ANSWER_WINDOWS` windows in all."""
         self.refuse_unfit(texts, params)
-        most, found, rows = self._task.max_tokens, [], 0
+        most, rows = self._task.max_tokens, 0
+        found: list[tuple[EncodedText, tuple[str, list[ContextWindow]]]] = []
         for text in texts:
             question, context = parts_of(text)
             whole, windows = self._tokenizer.windows(question, context, self._task.window_overlap, ANSWER_WINDOWS)

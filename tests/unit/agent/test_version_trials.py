@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from edge_agent.agent.answer_pairs import COPIES, Copy, WaitingCopies, compare
+from edge_agent.agent.answer_pairs import COPIES, Copy, WaitingCopies, compare, work_of
 from edge_agent.base.causes import Cause, Closure, DeathCause
 from edge_agent.base.errors import StoreError
+from edge_agent.core.job import Job
 from edge_agent.core.version_trial import MOST_DEATHS, MOST_RESTARTS
-from edge_agent.protocol.worker_messages import JobWork
+from edge_agent.protocol.worker_messages import Heartbeat, JobWork
 from tests.support.fakes import FakeLibrary, KeptTrials, Plan, a_model, a_variant
 from tests.support.in_process import Device
 from tests.support.virtual_time import later
@@ -278,6 +279,23 @@ def test_no_client_decides_a_trial_alone_by_asking_more() -> None:
     assert not len(waiting)
 
 
+def test_no_client_takes_all_places_of_what_the_new_version_has_answered() -> None:
+    waiting = WaitingCopies()
+    for number in range(COPIES):
+        assert waiting.has_room("hog", 0) and waiting.has_room("hog", COPIES - number - 1)
+        waiting.add(copy("hog", number))
+    assert not waiting.has_room("hog") and waiting.has_room("a")
+    for number in range(COPIES // 2):
+        waiting.add(copy("a", number))
+    assert not waiting.has_room("a") and not waiting.has_room("hog") and waiting.has_room("b")
+
+
+def test_a_copy_is_its_clients_to_the_worker() -> None:
+    """What a worker bounds by client, such as the cost of grammars, was used up by one client for the copies of all."""
+    job = Job(("edge/v1/client/a/reply/x", "1"), "m", None, ("x",), {}, 5, 9.0, 0.0)
+    assert work_of(job).client == "edge/v1/client/a/reply/x"
+
+
 def test_labelled_spans_agree_by_label_and_place() -> None:
     def answer(label: str, start: int, score: float = 0.9) -> list[dict[str, Any]]:
         return [{"spans": [{"label": label, "start": start, "end": 12, "text": "", "score": score}], "tokens": 5}]
@@ -335,6 +353,53 @@ def test_a_silent_version_gives_a_request_back_in_time_for_the_version_before() 
         await device.cancel("cancelled")
         await later(0.2)
         assert device.status("cancelled") == 499
+
+    Device.run(scenario, a_model())
+
+
+@pytest.mark.parametrize(("old_ms", "beats", "failed"), [(5.0, False, 1), (2000.0, False, 0), (2000.0, True, 0)])
+def test_a_long_request_after_short_ones_is_no_fault_where_the_version_before_took_as_long(
+    old_ms: float, beats: bool, failed: int
+) -> None:
+    """Else a client returns any version that gets a share, by a short request and then a long one, again and again."""
+
+    async def scenario(device: Device) -> None:
+        await begun(device, SHARE)
+        await asked(device, 4)
+        before = record(device).figures["failed"]
+        candidate = next(one for one in device.spawner.workers if one.variant == NEW)
+        device.spawner.plan.answers[NEW.digest] = (5.0, "silence")
+        device.spawner.plan.answers[a_model().variant.digest] = (old_ms, "on")
+        await device.ask("long", deadline_s=60.0)
+        for _ in range(13):
+            await later(1.0)
+            if beats:
+                candidate.tell(Heartbeat())
+        await later(0.2)
+        assert device.status("long") == 200, device.dump()
+        assert candidate.alive is beats, "a worker that is heard is not ended"
+        await look(device, 26)
+        assert record(device).figures["failed"] == before + failed, record(device)
+
+    Device.run(scenario, a_model())
+
+
+def test_what_a_clients_grammar_costs_is_no_fault_of_the_version() -> None:
+    async def scenario(device: Device) -> None:
+        await begun(device, SHARE)
+        await asked(device, 4)
+        before = record(device).figures["failed"]
+        candidate = next(one for one in device.spawner.workers if one.variant == NEW)
+        device.spawner.plan.answers[NEW.digest] = (5.0, "silence")
+        await device.ask("costly", deadline_s=60.0)
+        await later(0.2)
+        (name,) = candidate.inside
+        device.spawner.plan.answers[NEW.digest] = (5.0, "on")
+        candidate.refuse_grammar(name)
+        await later(1.0)
+        assert device.status("costly") == 200, device.dump()
+        await look(device, 26)
+        assert record(device).figures["failed"] == before
 
     Device.run(scenario, a_model())
 
