@@ -6,6 +6,8 @@ by another process (`edge-agent metrics --otlp`): a tracing library would be a t
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from msgspec import UNSET
 
 from edge_agent.agent.ports import Transport
@@ -20,18 +22,22 @@ from edge_agent.protocol.topics import Topics
 PER_S = 20.0
 BURST = 200.0
 """Reports: whoever has more traffic than that samples it."""
+CLIENT_SHARE = 0.5
+"""Of both that one client may use up: the traces of the others are not lost for its sake."""
+CLIENTS_KEPT = 64
 
 
 class TraceReports:
     """Reports beyond `PER_S` are counted and not sent, so that a client that marks every request cannot crowd out
-    answers."""
+    answers; those of one client beyond its share of that, so that it cannot crowd out others' reports."""
 
     def __init__(self, topics: Topics, transport: Transport, clock: Clock) -> None:
         self._topics = topics
         self._transport = transport
         self._clock = clock
-        self._left = BURST
-        self._at_s = clock.monotonic_s()
+        self._left, self._at_s = BURST, clock.monotonic_s()
+        # By client: what it has left of its share, and when; those that were told last, the latest at the end.
+        self._clients: OrderedDict[str, tuple[float, float]] = OrderedDict()
         self._withheld = 0
 
     def note(
@@ -49,12 +55,9 @@ class TraceReports:
         if trace is None or not trace.sampled:
             return
         now_s = self._clock.monotonic_s()
-        self._left = min(BURST, self._left + max(0.0, now_s - self._at_s) * PER_S)
-        self._at_s = now_s
-        if self._left < 1.0:
+        if not self._may_send(request.client, now_s):
             self._withheld += 1
             return
-        self._left -= 1.0
         begun_s = None if job is None else job.started_s
         timing = None if body is None else body.timing
         result = body.result if body is not None and isinstance(body.result, dict) else {}
@@ -84,6 +87,21 @@ class TraceReports:
             finish_reason=result.get("finish_reason", UNSET),
         )
         self._transport.publish(encode.trace(report, self._topics, request.client))
+
+    def _may_send(self, client: str, now_s: float) -> bool:
+        """Whether a report is within the rates of this client and of all, and counts it then."""
+        self._left = min(BURST, self._left + max(0.0, now_s - self._at_s) * PER_S)
+        self._at_s = now_s
+        left, at_s = self._clients.get(client, (CLIENT_SHARE * BURST, now_s))
+        left = min(CLIENT_SHARE * BURST, left + max(0.0, now_s - at_s) * CLIENT_SHARE * PER_S)
+        if self._left < 1.0 or left < 1.0:
+            return False
+        self._left -= 1.0
+        self._clients[client] = (left - 1.0, now_s)
+        self._clients.move_to_end(client)
+        if len(self._clients) > CLIENTS_KEPT:
+            self._clients.popitem(last=False)
+        return True
 
     def take_withheld(self) -> int:
         """Reports that were not sent since the last call."""

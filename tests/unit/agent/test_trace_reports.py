@@ -6,7 +6,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from edge_agent.agent.trace_reports import BURST
+from edge_agent.agent.trace_reports import BURST, CLIENT_SHARE, CLIENTS_KEPT
 from edge_agent.protocol.messages import RequestTrace
 from tests.support.fakes import Plan, a_model
 from tests.support.in_process import NAME, PREFIX, Device
@@ -18,7 +18,7 @@ SILENT = SAMPLED[:-1] + "0"
 
 def reports(device: Device) -> list[RequestTrace]:
     sent = [message for message in device.transport.published if message.topic == f"{PREFIX}/{NAME}/trace"]
-    assert all(message.qos == 0 and message.expendable and message.client == "tester" for message in sent)
+    assert all(message.qos == 0 and message.expendable and message.client for message in sent)
     return [msgspec.json.decode(message.payload, type=RequestTrace) for message in sent]
 
 
@@ -77,14 +77,30 @@ def test_a_request_that_expires_or_is_withdrawn_is_told_with_its_cause() -> None
     Device.run(scenario, a_model(), plan=Plan(compute_s=None), traces=True)
 
 
-def test_a_client_that_marks_everything_is_told_of_a_burst_and_the_rest_is_counted() -> None:
+def test_a_client_that_marks_everything_is_told_of_its_share_and_takes_nobody_elses() -> None:
     async def scenario(device: Device) -> None:
-        for number in range(int(BURST) + 50):
+        share = int(CLIENT_SHARE * BURST)
+        for number in range(share + 50):
             await device.ask(str(number), model="nobody", user={"traceparent": SAMPLED})
-        assert len(reports(device)) == int(BURST)
+        assert len(reports(device)) == share
         assert device.context.take_dropped()["trace-rate"] == 50
+        await device.ask("other", model="nobody", user={"traceparent": SAMPLED}, client="other")
+        assert reports(device)[-1].id == "other"
         await later(2.0)
         await device.ask("later", model="nobody", user={"traceparent": SAMPLED})
         assert reports(device)[-1].id == "later"
+
+    Device.run(scenario, a_model(), traces=True)
+
+
+def test_all_clients_together_are_told_of_a_burst() -> None:
+    async def scenario(device: Device) -> None:
+        for number in range(int(BURST) + 50):
+            await device.ask(
+                str(number), model="nobody", user={"traceparent": SAMPLED}, client=f"client-{number % 100}"
+            )
+        assert len(reports(device)) == int(BURST)
+        assert device.context.take_dropped()["trace-rate"] == 50
+        assert len(device.context.traces._clients) <= CLIENTS_KEPT  # type: ignore[union-attr]
 
     Device.run(scenario, a_model(), traces=True)
