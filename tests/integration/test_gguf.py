@@ -178,6 +178,22 @@ def with_own_head(folder):
 
 
 @needs_llama
+def test_the_scaled_rope_of_gemma_3_is_that_of_its_full_layers(tmp_path):
+    """As in the models of 4 billion weights and more: every sixth layer sees everything, by a rope that is scaled."""
+    rope = {"full_attention": {"rope_type": "linear", "rope_theta": 1e4, "factor": 8.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}  # fmt: skip
+    folder = tiny_generators.write(tmp_path / "model", "gemma3", num_hidden_layers=6, rope_parameters=rope)
+    model.convert(folder, tmp_path / "model.gguf", "tiny", BASE_ID)
+    rows = [[2, *(place % 400 for place in range(3, 100))]]
+    wanted = torch_logits(opened(folder), rows)
+    assert off(engine.logits(tmp_path / "model.gguf", rows), wanted) < 0.006
+    config = json.loads((folder / "config.json").read_text())
+    plain = {**config["rope_parameters"], "full_attention": rope["sliding_attention"]}
+    (folder / "config.json").write_text(json.dumps({**config, "rope_parameters": plain}))
+    assert off(torch_logits(opened(folder), rows), wanted) > 0.02, "without the scaling nothing would differ"
+
+
+@needs_llama
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
 def test_a_head_of_its_own_under_tied_flags_is_written(tmp_path, family):
     folder = with_own_head(tiny_generators.write(tmp_path / "model", family, tie_word_embeddings=True))
@@ -219,6 +235,22 @@ def test_a_tied_head_that_is_stored_all_the_same_is_left_out(tmp_path):
         ("gemma3", {"query_pre_attn_scalar": 64}, "query_pre_attn_scalar"),
         ("llama", {"vocab_size": 100}, "table of 100 rows"),
         ("gemma2", {"layer_types": ["full_attention", "sliding_attention"]}, "layer 1 has 'full_attention'"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act = 'gelu': llama.cpp computes 'silu' in a llama"),
+        ("gemma3", {"hidden_activation": "silu"}, "hidden_activation = 'silu': llama.cpp computes 'gelu'"),
+        ("gemma2", {"attn_logit_softcapping": None}, "attn_logit_softcapping = None: llama.cpp always caps"),
+        ("gemma3", {"final_logit_softcapping": 30.0}, "final_logit_softcapping = 30.0: llama.cpp caps none"),
+        ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention = true"),
+        (
+            "gemma3",
+            {
+                "rope_parameters": {
+                    "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+                    "sliding_attention": {"rope_type": "linear", "factor": 4.0},
+                }
+            },
+            "'linear' in layers with a window",
+        ),
+        ("qwen2", {"rope_parameters": {**LLAMA3}}, "rotary scaling of type 'llama3'"),
     ],
 )
 def test_what_llama_cpp_would_compute_otherwise_is_refused(made, tmp_path, family, change, words):

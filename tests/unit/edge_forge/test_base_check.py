@@ -103,6 +103,24 @@ def test_a_pooler_of_another_shape_is_no_fault(base):
     examine(base)
 
 
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"rope_type": "dynamic", "factor": 2.0},
+        {"rope_type": "longrope", "factor": 2.0, "original_max_position_embeddings": 16, "short_factor": [1.0] * 4,
+         "long_factor": [2.0] * 4},
+    ],
+    ids=["dynamic", "longrope"],
+)  # fmt: skip
+def test_a_rope_that_depends_on_the_longest_text_of_a_batch_is_refused(tmp_path, scaling):
+    folder = tiny.write(tmp_path / "base", "eurobert", rope_parameters={**scaling, "rope_theta": 1e4})
+    with pytest.raises(ConfigError, match=f"{scaling['rope_type']!r} depends on the longest text of a batch"):
+        examine(folder)
+    if scaling["rope_type"] == "longrope":  # within its first length it is one rope
+        tiny.change_config(folder, max_position_embeddings=16)
+        assert examine(folder)["positions"] == 16
+
+
 def test_relative_positions_that_transformers_does_not_compute_are_refused(base):
     tiny.change_config(base, position_embedding_type="relative_key")
     with pytest.raises(ConfigError, match="position_embedding_type = 'relative_key'"):

@@ -185,6 +185,56 @@ def test_settings_of_language_models_change_the_id_and_spellings_do_not(tmp_path
     assert language_id(old) == first
 
 
+@pytest.mark.parametrize(
+    ("new", "others"),
+    [
+        (
+            {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4},
+            [
+                {"rope_scaling": {"type": "linear", "factor": 2}, "rope_theta": 10000},
+                {"rope_scaling": {"type": "linear", "rope_type": "linear", "factor": 2.0}},
+                {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 1.0}},
+            ],
+        ),
+        (
+            {"rope_type": "default", "rope_theta": 5e5},
+            [{"rope_scaling": {"type": "default"}, "rope_theta": 5e5}, {"rope_theta": 5e5, "partial_rotary_factor": 1}],
+        ),
+    ],
+)  # fmt: skip
+def test_every_spelling_of_a_rope_is_one_base(tmp_path, new, others):
+    folder = language(tmp_path / "a", rope_parameters=new)
+    first = language_id(folder)
+    for other in others:
+        spelling = {"rope_parameters": None, "rope_theta": None, "rope_scaling": None, **other}
+        assert language_id(tiny.change_config(folder, **spelling)) == first, other
+    changed = {"rope_parameters": {**new, "rope_theta": 7e3}, "rope_scaling": None, "rope_theta": None}
+    assert language_id(tiny.change_config(folder, **changed)) != first
+
+
+def test_number_formats_that_hold_the_same_and_stored_buffers_are_one_language_model(tmp_path):
+    folder = language(tmp_path / "a")
+    halves = {name: value.bfloat16() for name, value in load_file(folder / "model.safetensors").items()}
+    made = []
+    for more, cast in (({}, torch.bfloat16), ({}, torch.float32), ({}, torch.float64), ({"buffer": 1}, torch.bfloat16)):
+        tensors = {name: value.to(cast) for name, value in halves.items()}
+        if more:  # transformers wrote such tables until 4.30
+            tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        made.append(language_id(folder))
+    assert len(set(made)) == 1
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] + 0.5
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert language_id(folder) != made[0]
+
+
+def test_what_other_programs_write_into_a_configuration_changes_no_id(tmp_path):
+    folder = language(tmp_path / "a")
+    first = language_id(folder)
+    notes = {"transformers.js_config": {"dtype": "q4"}, "unsloth_fixed": True, "cache_implementation": "hybrid"}
+    assert language_id(tiny.change_config(folder, **notes)) == first
+
+
 def test_the_local_rope_and_the_window_of_gemma_3_change_the_id(tmp_path):
     def made(name, **settings):
         return language_id(language(tmp_path / name, family="Gemma3", query_pre_attn_scalar=8, **settings))

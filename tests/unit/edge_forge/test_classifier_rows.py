@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from edge_agent.base.errors import ConfigError
 from edge_forge.data.classifier_rows import Row, load, normal, read, sample, split_rows
+from edge_forge.data.text_files import csv_rows
 from edge_forge.recipe.classifier_recipe import ClassifierDataSection, ClassifierTaskSection
 
 TRAIN = "text\tlabel\nlamp on\ton\nlight on\ton\nplease on\ton\nlamp off\toff\nlight off\toff\nstop\toff\n"
@@ -20,10 +21,14 @@ TRAIN = "text\tlabel\nlamp on\ton\nlight on\ton\nplease on\ton\nlamp off\toff\nl
         ("turn_on", "turn-on", True), ("turn on", "turn_on", True), ("on", "on.", True), ("élan", "elan", True),
         ("❤", "❤\ufe0f", True), ("1", "1.0", True), ("01", "1", True), ("kilit", "K\u0130L\u0130T", True),
         ("-1", "1", False), ("a+", "a-", False), ("1.5", "15", True), ("on", "off", False), ("10", "1", False),
-        ("c++", "c", False), ("好", "坏", False),
+        ("c++", "c", False), ("好", "坏", False), ("pause", "\u0440\u0430use", True), ("OK", "\u039f\u039a", True),
+        ("a-b", "a\u2013b", True), ("don't", "don\u2019t", True), ("stop", "\u201cstop\u201d", True),
+        ("on", "on!", True),
+        ("1", "\u0661", True), ("a b", "a\u200c b", True), ("on/off", "on / off", True), ("<5", ">5", False),
+        ("light", "lights", False), ("\u0442\u043e\u043a", "\u0442\u043e\u043b", False),
     ],
 )  # fmt: skip
-def test_labels_that_differ_by_accents_or_by_signs_between_words_are_warned_of(tmp_path, one, other, said):
+def test_labels_that_look_alike_are_warned_of(tmp_path, one, other, said):
     rows = "".join(f"{text} {place}\t{label}\n" for place in range(4) for text, label in (("x", one), ("y", other)))
     write(tmp_path, "train.tsv", "text\tlabel\n" + rows)
     found = [words for words in loaded(tmp_path).warnings if words.startswith("labels that differ only by")]
@@ -257,6 +262,9 @@ def test_labels_of_the_task_are_compared_in_their_one_form(tmp_path):
         ("o\x1fn", r"U\+001F"),
         ("o\u202en", r"U\+202E \(right-to-left override\)"),
         ("o\u200bn", "zero width space"),
+        ("on\u200d", r"U\+200D \(zero width joiner\)"),
+        ("on\u3164", r"U\+3164 \(hangul filler\)"),
+        ("\u2800on", r"U\+2800 \(braille pattern blank\)"),
         ("x" * 257, "257 characters; a device takes at most 256"),
     ],
 )
@@ -289,7 +297,7 @@ def test_half_of_a_surrogate_pair_and_nul_in_a_text_name_the_line(tmp_path):
         list(read(path, ClassifierDataSection(train="x")))
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
 def test_what_spreadsheets_save_is_read(tmp_path, encoding):
     mark = "\ufeff" if encoding == "utf-16-le" else ""
     path = write(tmp_path, "a.tsv", (mark + "text\tlabel\r\nläuft\ton\r\n").encode(encoding))
@@ -300,6 +308,17 @@ def test_what_spreadsheets_save_is_read(tmp_path, encoding):
 def test_utf_16_without_its_mark_is_named(tmp_path, encoding):
     path = write(tmp_path, "a.tsv", "text\tlabel\nl\u00e4uft\ton\n".encode(encoding))
     with pytest.raises(ConfigError, match=r"looks like UTF-16 without a byte order mark .save the file as UTF-8"):
+        list(read(path, ClassifierDataSection(train="x")))
+
+
+@pytest.mark.parametrize(
+    ("begin", "what"), [(b"PK\x03\x04\x14", r"a spreadsheet \(.xlsx, .ods\)"), (b"\x1f\x8b\x08", "compressed by gzip"),
+                        (b"PAR1\x15", "Parquet"),
+                        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS")]
+)  # fmt: skip
+def test_what_is_no_text_is_named(tmp_path, begin, what):
+    path = write(tmp_path, "a.csv", begin + b"\x00\xff")
+    with pytest.raises(ConfigError, match=f"it is no text but {what}.*save the rows as TSV"):
         list(read(path, ClassifierDataSection(train="x")))
 
 
@@ -333,7 +352,27 @@ def test_quotation_marks_in_tsv_are_text_unless_a_spreadsheet_wrote_them(tmp_pat
     assert acted_on == bool(note and "stay part" in note)  # what was read as its writer meant it needs no act
 
 
-@pytest.mark.parametrize(("separator", "name"), [(";", "semicolons"), ("\t", "tabs")])
+@pytest.mark.parametrize(
+    ("text", "rows", "said"),
+    [
+        ("sep=;\ntext;label\nhi, you;a\n", [("hi, you", "a")], "separated by semicolons"),
+        ('"sep=,",\r\ntext,label\r\nhi,a\r\n', [("hi", "a")], "separated by commas"),
+        ('text, label\n"hi, you", a\n', [("hi, you", "a")], ""),
+        ('text,label\nhi, "a"\n"hi, you", "b"\n', [("hi", "a"), ("hi, you", "b")], "spaces before quotation marks"),
+        ('text,label\nhe said "on",a\n', [('he said "on"', "a")], ""),
+        ("text,label\n'hi','a'\n'you','b'\n", [("'hi'", "'a'"), ("'you'", "'b'")], "single quotation marks"),
+    ],
+)  # fmt: skip
+def test_csv_as_people_and_programs_write_it(tmp_path, text, rows, said):
+    path = write(tmp_path, "train.csv", text)
+    assert [tuple(row) for row in read(path, ClassifierDataSection(train="x"))] == rows
+    table = csv_rows(text, ("text", "label"), 0, "train.csv")
+    assert said in table.note + table.warning
+    assert bool(said) == bool(table.note + table.warning)
+    assert table.rows[0][0] == 1 + text.startswith(("sep", '"sep')), "the lines keep their numbers"
+
+
+@pytest.mark.parametrize(("separator", "name"), [(";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")])
 def test_the_separator_of_a_csv_file_is_found_by_its_header_and_said(tmp_path, separator, name):
     rows = [line.split("\t") for line in TRAIN.splitlines()]
     write(tmp_path, "train.csv", "\n".join(separator.join(row) for row in [*rows, ['"a;b,c"', "on"]]))
@@ -454,7 +493,7 @@ def test_a_sample_keeps_order_and_every_class(rows, most):
     ("text", "says"),
     [
         ("text\r,label\nturn on,light\n", r"rows.csv:1: the header has no column 'label' \(it has 'text'"),
-        ("x" * 200_000 + ",label\nturn on,light\n", r"rows.csv:1: it is no valid CSV: field larger than field limit"),
+        ("x" * 200_000 + ",label\nturn on,light\n", r"rows.csv:1: a cell has more than 131,072 characters \(shorten"),
         (",".join(f"column{place}" for place in range(5000)) + "\na\n", r"the header has no column 'text' \(it has"),
         ("x" * 5000 + ",label\na,b\n", r"the header has no column 'text' \(it has"),
     ],

@@ -102,6 +102,18 @@ def test_a_graph_that_differs_beyond_some_length_is_refused(tmp_path, monkeypatc
         export.trace_base(base_dir=base, out_dir=tmp_path / "t", base_id=BASE_ID, tolerance=1e-4, max_tokens=TOKENS)
 
 
+def test_an_encoder_that_pytorch_cannot_export_is_refused_in_a_line(tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("Failed.\n\x1b[96mThis is step 1/3\x1b[0m\n- Create an issue") from ValueError(
+            "no graph\n\nat x"
+        )
+
+    monkeypatch.setattr(torch.onnx, "export", fails)
+    base = tiny.write(tmp_path / "base", "bert")
+    with pytest.raises(BackendError, match=r"^ONNX export: PyTorch cannot export this encoder: no graph \(choose"):
+        export.trace_base(base_dir=base, out_dir=tmp_path / "t", base_id=BASE_ID, tolerance=1e-4, max_tokens=TOKENS)
+
+
 def test_a_lower_part_that_cannot_be_replaced_is_not_kept(tmp_path, monkeypatch):
     opened = encoders.open_encoder(tiny.write(tmp_path, "bert"))
     wrong = encoders.run_below

@@ -165,8 +165,9 @@ def _alike(label: str) -> str:
 
 
 def near_alikes(places: Places) -> Iterator[str]:
-    """A sentence on labels that differ only by accents, by what joins their words, or by a stop at their end, with the
-    lines of the first few: `turn_on` and `turn-on`. They may be meant; refused they are not."""
+    """A sentence on labels that look alike, with the lines of the first few: they differ by accents, by what joins
+    their words (`turn_on`, `turn-on`), by a stop or quotation marks around them, by typographic signs, joiners that
+    are not seen, digits or letters of another script (Cyrillic `а`). They may be meant; refused they are not."""
     first: dict[str, tuple[str, str]] = {}
     found: dict[str, str] = {}
     for row, where in places.items():
@@ -175,19 +176,34 @@ def near_alikes(places: Places) -> Iterator[str]:
             found.setdefault(row.label, f"{row.label!r} ({_short(where)}) and {label!r} ({_short(seen)})")
     if found:
         shown, more = "; ".join([*found.values()][:_SHOWN_CONTRADICTIONS]), len(found) > _SHOWN_CONTRADICTIONS
-        yield f"labels that differ only by accents or by signs between words are classes of their own: {shown}" + (
+        yield f"labels that differ only by accents or signs, or look alike, are classes of their own: {shown}" + (
             "; ..." if more else ""
         )
 
 
-_JOINTS = re.compile(r"(?<=\w)[\s_.-]+(?=\w)|(?<=\w)[.]+$|_+")
+_JOINTS = re.compile(r"(?<=\w)[\s_.-]+(?=\w)|(?<=\w)[.!?]+$|_+|(?<=\w) ?(/) ?(?=\w)")
+# Letters of Greek and Cyrillic that are drawn like Latin ones (of Unicode's confusables those of modern languages), and
+# typographic signs beside what keyboards have.
+_DRAWN_ALIKE = str.maketrans(
+    "\u0410\u0412\u0415\u0405\u0406\u0408\u041a\u041c\u041d\u041e\u0420\u0421\u0422\u0423\u0425"
+    "\u0430\u0435\u0455\u0456\u0458\u043e\u0440\u0441\u0443\u0445\u04bb\u0501\u051b\u051d\u04cf"
+    "\u0391\u0392\u0395\u0396\u0397\u0399\u039a\u039c\u039d\u039f\u03a1\u03a4\u03a5\u03a7\u03bf\u03bd\u03c1"
+    "\u2010\u2012\u2013\u2014\u2015\u2212\u2018\u2019\u201a\u201b\u2032\u201c\u201d\u201e\u00ab\u00bb",
+    "ABESIJKMHOPCTYXaesijopcyxhdqwlABEZHIKMNOPTYXovp------'''''\"\"\"\"\"",
+)
+_AROUND = re.compile(r"(['\"])(.+)\1")
 
 
 def _bare(label: str) -> str:
-    """The label without accents, variation selectors and what joins words; of numbers 01 is 1."""
-    plain = "".join(sign for sign in unicodedata.normalize("NFKD", label) if unicodedata.category(sign) != "Mn")
+    """The label in a form that all have that look like it; of numbers 01 is 1."""
+    plain = "".join(
+        sign for sign in unicodedata.normalize("NFKD", label) if unicodedata.category(sign) not in ("Mn", "Cf")
+    ).translate(_DRAWN_ALIKE)
+    plain = "".join(str(unicodedata.decimal(sign, sign)) for sign in plain)
+    around = _AROUND.fullmatch(plain)
+    plain = around[2] if around else plain
     number = re.fullmatch(r"([+-]?)0*([0-9]+)(?:\.0*)?", plain)
-    return f"{number[1]}{number[2]}" if number else _JOINTS.sub("", plain).casefold()
+    return f"{number[1]}{number[2]}" if number else _JOINTS.sub(r"\1", plain).casefold()
 
 
 def _short(where: str) -> str:

@@ -26,13 +26,22 @@ _JOINERS = "\u200c\u200d"
 _BEGINNING_BYTES, _FEWEST_BYTES = 65_536, 8
 _SHOWN_KEYS, _SHOWN_CHARACTERS = 12, 40
 _UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
+# Letters and signs of Unicode that are drawn as nothing: Hangul fillers and the empty Braille pattern.
+_EMPTY = "\u115f\u1160\u3164\uffa0\u2800"
+# What files begin with that spreadsheets and archivers write, with what they are.
+_NO_TEXT = {
+    b"PK\x03\x04": "a spreadsheet (.xlsx, .ods) or another ZIP archive", b"\xd0\xcf\x11\xe0": "a spreadsheet (.xls)",
+    b"\x1f\x8b": "compressed by gzip", b"PAR1": "Parquet", b"SQLite format 3\x00": "a data base of SQLite",
+    b"%PDF-": "a PDF", b"ARROW1": "Arrow", b"\x28\xb5\x2f\xfd": "compressed by zstd", b"BZh": "compressed by bzip2",
+    b"\xfd7zXZ": "compressed by xz", b"version https://git-lfs": "a pointer of Git LFS without the file itself",
+}  # fmt: skip
 
 
 def read_text(path: Path) -> str:
-    """The text of a data file in UTF-8, or in UTF-16 where it begins with that byte order mark.
+    """The text of a data file in UTF-8, or in UTF-16 or UTF-32 where it begins with that byte order mark.
 
     Spreadsheets save "Unicode text" as UTF-16. Raises ConfigError that names the file, and the line that cannot be
-    decoded.
+    decoded, or what the file is where its first bytes tell.
     """
     try:
         with open_named(path) as file:
@@ -46,14 +55,17 @@ def read_text(path: Path) -> str:
             "it looks like UTF-16 without a byte order mark", str(path),
             "save the file as UTF-8, or as UTF-16 with its mark",
         )  # fmt: skip
-    wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    for begin, what in _NO_TEXT.items():
+        if raw.startswith(begin):
+            raise ConfigError(f"it is no text but {what}", str(path), "save the rows as TSV, CSV or JSONL in UTF-8")
+    wide = _wide_encoding(raw)
     raw = raw.removeprefix(codecs.BOM_UTF8)
     try:
-        return raw.decode("utf-16" if wide else "utf-8")
+        return raw.decode(wide or "utf-8")
     except UnicodeDecodeError as error:
         if wide:
             raise ConfigError(
-                f"it begins as UTF-16 and is not: {error.reason}", str(path), "save the file as UTF-8"
+                f"it begins as {wide.upper()} and is not: {error.reason}", str(path), "save the file as UTF-8"
             ) from error
         line = raw.count(b"\n", 0, error.start) + 1
         raise ConfigError(
@@ -61,9 +73,16 @@ def read_text(path: Path) -> str:
         ) from error
 
 
+def _wide_encoding(raw: bytes) -> str:
+    """'utf-32' or 'utf-16' where a byte order mark says so; else ''. UTF-32's mark begins with that of UTF-16."""
+    if raw.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "utf-32"
+    return "utf-16" if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else ""
+
+
 def _is_bare_utf16(raw: bytes) -> bool:
     """Whether every second byte, of even or of odd places alone, is mostly zero: Latin letters in UTF-16."""
-    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or len(raw) < _FEWEST_BYTES:
+    if _wide_encoding(raw) or len(raw) < _FEWEST_BYTES:
         return False
     shares = sorted(part.count(0) / len(part) for part in (raw[::2], raw[1::2]))
     return shares[0] < 0.05 and shares[1] > 0.5
@@ -81,8 +100,13 @@ def lines_of(text: str) -> Iterator[tuple[int, str]]:
             yield number, line.rstrip("\r")
 
 
-SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 """What may separate the cells of a table, with its name for people."""
+# The first line by which Excel is told what separates the cells below.
+_SEPARATOR_LINE = re.compile(r"(?:sep=([,;\t|])|\"sep=([,;\t|])\")[,;\t|]*")
+# A cell whose quotation marks stand behind a space, and one in single ones.
+_SPACED_CELL, _SINGLE_CELL = re.compile(r' +".*" *', re.DOTALL), re.compile(r" *'.*' *", re.DOTALL)
+_CSV_CELL_CHARACTERS = csv.field_size_limit()
 # A cell that only a program writes so: in quotation marks, with those inside of it doubled.
 _QUOTED_CELL = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
 Cells = list[tuple[int, list[str]]]
@@ -123,27 +147,53 @@ def tsv_rows(text: str, where: str) -> TableRows:
 def csv_rows(text: str, wanted: Sequence[str], width: int, where: str) -> TableRows:
     """The rows of a CSV file, quoted as RFC 4180 says. Raises ConfigError at the line that is no CSV.
 
-    Cells are separated by commas, or by semicolons or tabs where only with these the first row is a header that has
-    `wanted` (without a header: has `width` cells). Spreadsheets write semicolons in countries of the decimal comma.
+    Cells are separated by what a first line `sep=;` names, as Excel writes and reads it; else by commas, or by
+    semicolons, tabs or vertical bars where only with these the first row is a header that has `wanted` (without a
+    header: has `width` cells). Spreadsheets write semicolons in countries of the decimal comma. Spaces before a
+    quotation mark are left out where that is how the file is written: its rows have equally many cells then.
     """
     first = next((line for _, line in lines_of(text)), "")
+    named = _SEPARATOR_LINE.fullmatch(first)
+    if named is not None:  # the line becomes a blank one, so that the numbers of the others stay
+        text = text.replace(first, "", 1)
+    found = (named[1] or named[2]) if named is not None else _separator(first, wanted, width)
+    rows = _strict_rows(text, found, where)
+    notes = [] if found == "," and named is None else [f"{where}: its cells are separated by {SEPARATORS[found]}"]
+    if any(_SPACED_CELL.fullmatch(cell) for _, row in rows for cell in row):
+        spared = _quoted_rows(text, found, spaces=True)
+        if spared is not None and _is_even(spared) and (not width or len(spared[0][1]) == width):
+            rows = spared
+            notes.append(f"{where}: spaces before quotation marks are left out")
+    cells = [cell for _, row in rows for cell in row if _SINGLE_CELL.fullmatch(cell)]
+    warning = (
+        f"{where}: {len(cells)} cell(s) stand in single quotation marks, which stay part of the text: CSV quotes by "
+        'double ones ("...")'
+    )
+    return TableRows(rows, found, "; ".join(notes), warning if len(cells) >= len(rows) else "")
+
+
+def _separator(first: str, wanted: Sequence[str], width: int) -> str:
+    """What separates the cells of a CSV file with this first line."""
     headers = {separator: _header(first, separator) for separator in SEPARATORS}
     fitting = [
         separator for separator, cells in headers.items()
         if ((len(cells) == width) if width else set(wanted) <= set(cells))
     ]  # fmt: skip
     # Where none fits, what makes most cells is what the file means: the error about its header names that.
-    found = next(iter(fitting), max(headers, key=lambda separator: len(headers[separator])))
+    return next(iter(fitting), max(headers, key=lambda separator: len(headers[separator])))
+
+
+def _strict_rows(text: str, separator: str, where: str) -> Cells:
+    """The rows of a CSV file. Raises ConfigError at the line that is no CSV."""
     rows: Cells = []
-    reader, ended = csv.reader(io.StringIO(text, newline=""), delimiter=found, strict=True), 0
+    reader, ended = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True), 0
     try:
         for cells in reader:
             rows += [(reader.line_num, cells)] if any(cell.strip() for cell in cells) else []
             ended = reader.line_num
     except csv.Error as error:
         raise _invalid_csv(error, where, ended + 1, reader.line_num) from error
-    note = "" if found == "," else f"{where}: its cells are separated by {SEPARATORS[found]}"
-    return TableRows(rows, found, note)
+    return rows
 
 
 def _header(line: str, separator: str) -> list[str]:
@@ -162,6 +212,11 @@ def _invalid_csv(error: csv.Error, where: str, begun: int, at: int) -> ConfigErr
             f"it is no valid CSV: a quotation mark that is opened here is not closed up to the end, line {at}",
             f"{where}:{begun}", 'close it; one within a quoted cell is doubled: "a ""word"" quoted"',
         )  # fmt: skip
+    if "field larger" in str(error):
+        return ConfigError(
+            f"a cell has more than {_CSV_CELL_CHARACTERS:,} characters", f"{where}:{begun}",
+            "shorten the text; if it is not so long, a quotation mark within it is not closed",
+        )  # fmt: skip
     far = f" in line {at}" if at > begun else ""
     return ConfigError(
         f"it is no valid CSV: {error}{far}", f"{where}:{begun}",
@@ -169,8 +224,9 @@ def _invalid_csv(error: csv.Error, where: str, begun: int, at: int) -> ConfigErr
     )  # fmt: skip
 
 
-def _quoted_rows(text: str, separator: str) -> Cells | None:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+def _quoted_rows(text: str, separator: str, spaces: bool = False) -> Cells | None:
+    """The rows of a file with quoted cells, None where it is no such file; `spaces`: some stand before the marks."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=spaces)
     try:
         return [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
     except csv.Error:
@@ -253,6 +309,7 @@ def check_name(name: str, what: str, where: str) -> None:
     """Refuse characters that cannot be seen, in a name that is shown and compared. Raises ConfigError."""
     check_text(name, what, where)
     for character in name:
-        if unicodedata.category(character) in _UNPRINTABLE and character not in _JOINERS:
+        unseen = unicodedata.category(character) in _UNPRINTABLE and character not in _JOINERS
+        if unseen or character in _EMPTY or (character in _JOINERS and character in (name[0], name[-1])):
             shown = f"U+{ord(character):04X} ({unicodedata.name(character, 'a control character').lower()})"
             raise ConfigError(f"{what} {name!r} holds {shown}, which cannot be seen", where, "remove it")

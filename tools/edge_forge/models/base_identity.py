@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edge_forge.models.encoder import Encoder
     from edge_forge.models.sentence_pooling import PoolingPlan
 
-FORMAT = "edge-base/2"
+FORMAT, LANGUAGE_FORMAT = "edge-base/2", "edge-base/3 language"
 _CHUNK_BYTES = 1 << 22
 # Keys without effect on what an encoder computes, or a language model for given tokens: names, versions, training,
 # heads of other tasks, outputs that nobody asks for, generation, and number formats of storage.
@@ -38,6 +38,7 @@ _NO_EFFECT = re.compile(
     r"repad_logits_with_grad|generator_size|type_vocab_buffer|vocab_size|pruned_heads|use_bfloat16|tf_legacy_loss|"
     r"max_length|min_length|do_sample|num_beams|temperature|top_k|top_p|repetition_penalty|length_penalty|"
     r"early_stopping|bad_words_ids|no_repeat_ngram_size|suppress_tokens|begin_suppress_tokens|typical_p|diversity_penalty|"
+    r"transformers\.js_config|unsloth_.*|cache_implementation|is_llama_config|rope_interleaved|"  # of other programs
     r"num_beam_groups|num_return_sequences|encoder_no_repeat_ngram_size|exponential_decay_length_penalty|remove_invalid_values"
 )
 # Families whose padding id only keeps a row of the table from being trained. In the others positions depend on it.
@@ -48,6 +49,7 @@ _PADDING_UNREAD = frozenset((
 # Older spellings: the class makes `layer_types` of them, which is what is computed.
 _SAID_BY_LAYER_TYPES = frozenset(("global_attn_every_n_layers", "sliding_window_pattern"))
 _UNUSED_TENSORS = ("pooler.",)
+_ROPE = ("rope_parameters", "rope_scaling")
 _HEAD, _TIED = "lm_head.weight", "tie_word_embeddings"
 
 
@@ -80,22 +82,27 @@ def encoder_id(encoder: Encoder, plan: PoolingPlan) -> str:
 def language_id(directory: Path) -> str:
     """The identity of a causal language model, over its files: as `encoder_id`, with these differences.
 
-    The text is `edge-base/2 language`. Tensors have the names, the number format and the bytes of the file: `[name,
-    dtype, shape]`, then the bytes. A head that equals the table of tokens is left out, as in a file where it is tied,
-    and so is the flag that ties them; a head of its own counts together with the flag.
+    The text is `edge-base/3 language`. Tensors have the names of the file, and their values in float32: half formats
+    are exact in it. Buffers that every runtime computes anew (`bases.STORED_BUFFERS`) are left out. So is a head that
+    equals the table of tokens, as in a file where it is tied, and the flag that ties them; a head of its own counts
+    together with the flag.
     """
     found: dict[str, tuple[Path, TensorPlace]] = {}
     for path in bases.weight_files(directory):
-        found |= {name: (path, place) for name, place in bases.tensor_places(path).items()}
+        found |= {
+            name: (path, place)
+            for name, place in bases.tensor_places(path).items()
+            if not name.endswith(bases.STORED_BUFFERS)
+        }
     settings = effective(_config(directory))
     if _HEAD not in found or _is_the_table(found):
         found.pop(_HEAD, None)
         settings.pop(_TIED, None)
-    digest = hashlib.sha256(f"{FORMAT} language\n".encode() + _canonical(settings) + b"\n")
+    digest = hashlib.sha256(f"{LANGUAGE_FORMAT}\n".encode() + _canonical(settings) + b"\n")
     for name in sorted(found):
         path, place = found[name]
-        digest.update(_canonical([name, place.dtype, place.shape]) + b"\n")
-        for chunk in _bytes_of(path, place):
+        digest.update(_canonical([name, place.shape]) + b"\n")
+        for chunk in _values_of(path, place):
             digest.update(chunk)
         digest.update(b"\n")
     return f"sha256:{digest.hexdigest()}"
@@ -120,13 +127,29 @@ def effective(config: Any) -> dict[str, Any]:
         ignored |= _SAID_BY_LAYER_TYPES
     if own.get("model_type") in _PADDING_UNREAD:
         ignored.add("pad_token_id")
+    if own.get("partial_rotary_factor") == 1:
+        ignored.add("partial_rotary_factor")
     kept = {
         key: value
         for key, value in own.items()
         if key not in ignored and not _NO_EFFECT.fullmatch(key) and value is not None
-        and (key not in usual or _plain(value) != _plain(usual[key]))
+        and (key not in usual or _spelled(key, value) != _spelled(key, usual[key]))
     }  # fmt: skip
-    return {"model_type": own.get("model_type"), **{key: _plain(value) for key, value in kept.items()}}
+    return {"model_type": own.get("model_type"), **{key: _spelled(key, value) for key, value in kept.items()}}
+
+
+def _spelled(key: str, value: Any) -> Any:
+    """A setting in one spelling."""
+    found = _plain(value)
+    if key not in _ROPE or not isinstance(found, dict):
+        return found
+    if found and all(isinstance(one, dict) for one in found.values()):  # by kind of layer
+        return {kind: _spelled(key, one) for kind, one in found.items()}
+    kind = found.get("rope_type", found.get("type", "default"))
+    kept = ("rope_theta", "partial_rotary_factor") if kind == "default" else found.keys() - {"type"}
+    return {"rope_type": kind} | {
+        one: found[one] for one in kept if one in found and (one, found[one]) != ("partial_rotary_factor", 1)
+    }
 
 
 def _config(directory: Path) -> Any:
@@ -146,12 +169,24 @@ def _is_the_table(found: Mapping[str, tuple[Path, TensorPlace]]) -> bool:
     return len(tables) == 1 and _digest(found[tables[0]]) == _digest(found[_HEAD])
 
 
-def _digest(tensor: tuple[Path, TensorPlace]) -> tuple[str, str]:
-    path, place = tensor
+def _digest(tensor: tuple[Path, TensorPlace]) -> str:
     digest = hashlib.sha256()
-    for chunk in _bytes_of(path, place):
+    for chunk in _values_of(*tensor):
         digest.update(chunk)
-    return place.dtype, digest.hexdigest()
+    return digest.hexdigest()
+
+
+def _values_of(path: Path, place: TensorPlace) -> Iterator[bytes]:
+    """The values in float32, little-endian; of a format that is refused later (integers) its bytes."""
+    import numpy as np
+
+    for chunk in _bytes_of(path, place):
+        if place.dtype == "BF16":  # the upper half of a float32
+            yield (np.frombuffer(chunk, "<u2").astype("<u4") << 16).tobytes()
+        elif place.dtype in ("F16", "F64"):
+            yield np.frombuffer(chunk, f"<f{int(place.dtype[1:]) // 8}").astype("<f4").tobytes()
+        else:
+            yield chunk
 
 
 def _bytes_of(path: Path, place: TensorPlace) -> Iterator[bytes]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -248,6 +248,23 @@ def _check_positions(model: Any, base_dir: Path) -> None:
             f"position_embedding_type = {positions!r} is not computed by this version of transformers",
             str(base_dir / "config.json"), "choose a base with absolute positions",
         )  # fmt: skip
+    for rope in _ropes(getattr(model.config, "rope_parameters", None)):
+        before = rope.get("original_max_position_embeddings") or model.config.max_position_embeddings
+        if rope.get("rope_type") == "dynamic" or (
+            rope.get("rope_type") == "longrope" and before < model.config.max_position_embeddings
+        ):
+            raise ConfigError(
+                f"rotary scaling of type {rope['rope_type']!r} depends on the longest text of a batch, so that a "
+                "text's answer would depend on its neighbours",
+                str(base_dir / "config.json"), "choose a base without, or with linear, yarn or llama3 scaling",
+            )  # fmt: skip
+
+
+def _ropes(given: Any) -> Iterator[Mapping[str, Any]]:
+    """The rotary parameters of a configuration: one, or one for each kind of layer."""
+    if isinstance(given, Mapping):
+        by_kind = [one for one in given.values() if isinstance(one, Mapping)]
+        yield from by_kind or [given]
 
 
 def _no_encoder(base_dir: Path, why: str) -> ConfigError:

@@ -22,13 +22,21 @@ from edge_agent.base.errors import ConfigError
 
 Floats = NDArray[np.float32]
 _GEMMA2_27B_LAYERS = 46
+# Names in transformers of the functions that llama.cpp has built into a family's feed-forward part. GELU's exact form
+# and its two usual approximations differ by less than F16 rounds.
+_SILU = frozenset({"silu", "swish"})
+_GELU = frozenset({
+    "gelu", "gelu_new", "gelu_fast", "gelu_python", "gelu_python_tanh", "gelu_pytorch_tanh", "gelu_accurate",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Family:
     """One architecture. `permute`: rows of q and k are reordered; `norm_add`: what is added to norms' weights;
     `own_head`: llama.cpp reads a head beside the embedding; `tied`: what a config.json that says nothing means;
-    `needs_head`: llama.cpp wants a head even where it is the embedding; `windows`: it computes sliding windows."""
+    `needs_head`: llama.cpp wants a head even where it is the embedding; `windows`: it computes sliding windows;
+    `partial`: `partial_rotary_factor` has an effect; `factors`: llama.cpp reads divisors of the rotary frequencies;
+    `activation` is the key of the feed-forward part's function, `activations` the names of the one that is computed."""
 
     arch: Any
     permute: bool = False
@@ -37,6 +45,10 @@ class Family:
     tied: bool = False
     needs_head: bool = False
     windows: bool = False
+    partial: bool = False
+    factors: bool = False
+    activation: str = "hidden_act"
+    activations: frozenset[str] = _SILU
     check: Callable[[Mapping[str, Any]], None] | None = None
     keys: Callable[[Any, Mapping[str, Any]], None] | None = None
 
@@ -56,9 +68,13 @@ def family(config: Mapping[str, Any]) -> Family:
             f"choose one of the families {', '.join(sorted(FAMILIES))}",
         )  # fmt: skip
     found = FAMILIES[kind]
-    scaling = _rope(config)
-    if scaling.get("rope_type", "default") not in ("default", "linear", "llama3"):
-        raise ConfigError(f"rotary scaling of type {scaling['rope_type']!r} cannot be converted", "base.source")
+    _check_rope(found, config)
+    function = config.get(found.activation)
+    if function is not None and function not in found.activations:
+        raise ConfigError(
+            f"{found.activation} = {function!r}: llama.cpp computes {min(found.activations)!r} in a {found.name}",
+            "base.source", "choose a base of this family as it was published",
+        )  # fmt: skip
     if found.check is not None:
         found.check(config)
     return found
@@ -91,8 +107,9 @@ def write_keys(writer: Any, found: Family, config: Mapping[str, Any]) -> None:
     writer.add_vocab_size(int(config["vocab_size"]))
     writer.add_key_length(head_dim(config))
     writer.add_value_length(head_dim(config))
-    writer.add_rope_dimension_count(int(head_dim(config) * float(_rope(config).get("partial_rotary_factor") or 1.0)))
     rope = _rope(config)
+    share = float(rope["partial_rotary_factor"]) if found.partial else 1.0
+    writer.add_rope_dimension_count(int(head_dim(config) * share))
     writer.add_rope_freq_base(float(rope["rope_theta"]))
     if rope.get("rope_type") == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
@@ -152,12 +169,29 @@ def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return found
 
 
+def _check_rope(found: Family, config: Mapping[str, Any]) -> None:
+    """Raise ConfigError for rotary embeddings that llama.cpp would compute otherwise."""
+    kind = _rope(config)["rope_type"]
+    if kind not in ("default", "linear", *(("llama3",) if found.factors else ())):
+        raise ConfigError(f"rotary scaling of type {kind!r} cannot be converted", "base.source")
+    if kind != "default" and float(_rope(config)["partial_rotary_factor"]) != 1.0:
+        raise ConfigError(f"partial_rotary_factor beside rotary scaling of type {kind!r} cannot be converted")
+    local = (config.get("rope_parameters") or {}).get("sliding_attention") or {}
+    if local.get("rope_type", "default") != "default":
+        raise ConfigError(
+            f"rotary scaling of type {local['rope_type']!r} in layers with a window cannot be converted", "base.source"
+        )
+
+
 def _check_qwen3(config: Mapping[str, Any]) -> None:
     _refuse_bias(config, "Qwen3")
 
 
 def _check_gemma2(config: Mapping[str, Any]) -> None:
     _check_layers(config, 2)
+    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if not config[key]:
+            raise ConfigError(f"{key} = {config[key]!r}: llama.cpp always caps them in a Gemma 2", "base.source")
     due = config["hidden_size"] // config["num_attention_heads"] if _is_27b(config) else head_dim(config)
     if float(config.get("query_pre_attn_scalar") or due) != due:
         raise ConfigError(f"its query_pre_attn_scalar is not the {due} that llama.cpp computes with", "base.source")
@@ -165,6 +199,13 @@ def _check_gemma2(config: Mapping[str, Any]) -> None:
 
 def _check_gemma3(config: Mapping[str, Any]) -> None:
     _check_layers(config, 6)
+    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if config.get(key):
+            raise ConfigError(f"{key} = {config[key]!r}: llama.cpp caps none in a Gemma 3", "base.source")
+    if config.get("use_bidirectional_attention"):
+        raise ConfigError(
+            "use_bidirectional_attention = true: such a model embeds texts, it generates none", "base.source"
+        )
     if float(config.get("query_pre_attn_scalar") or head_dim(config)) != head_dim(config):
         raise ConfigError("its query_pre_attn_scalar is not its head_dim, which llama.cpp computes with", "base.source")
 
@@ -233,25 +274,34 @@ def _phi3_keys(writer: Any, config: Mapping[str, Any]) -> None:
 
 
 FAMILIES: Mapping[str, Family] = {
-    "llama": Family(gguf.MODEL_ARCH.LLAMA, permute=True),
-    "mistral": Family(gguf.MODEL_ARCH.LLAMA, permute=True),
+    "llama": Family(gguf.MODEL_ARCH.LLAMA, permute=True, factors=True),
+    "mistral": Family(gguf.MODEL_ARCH.LLAMA, permute=True, factors=True),
     "qwen2": Family(gguf.MODEL_ARCH.QWEN2),
     "qwen3": Family(gguf.MODEL_ARCH.QWEN3, check=_check_qwen3),
     "olmo2": Family(gguf.MODEL_ARCH.OLMO2, check=_check_olmo2, needs_head=True),
     "granite": Family(gguf.MODEL_ARCH.GRANITE, permute=True, keys=_granite_keys),
     "smollm3": Family(gguf.MODEL_ARCH.SMOLLM3, permute=True, tied=True, check=_check_smollm3),
-    "phi3": Family(gguf.MODEL_ARCH.PHI3, keys=_phi3_keys),
-    "gemma": Family(gguf.MODEL_ARCH.GEMMA, norm_add=1.0, own_head=False, tied=True),
+    "phi3": Family(gguf.MODEL_ARCH.PHI3, keys=_phi3_keys, partial=True),
+    "gemma": Family(gguf.MODEL_ARCH.GEMMA, norm_add=1.0, own_head=False, tied=True, activations=_GELU),
     "gemma2": Family(
         gguf.MODEL_ARCH.GEMMA2,
         norm_add=1.0,
         own_head=False,
         tied=True,
         windows=True,
+        activation="hidden_activation",
+        activations=_GELU,
         check=_check_gemma2,
         keys=_gemma2_keys,
     ),
     "gemma3_text": Family(
-        gguf.MODEL_ARCH.GEMMA3, norm_add=1.0, tied=True, windows=True, check=_check_gemma3, keys=_gemma3_keys
+        gguf.MODEL_ARCH.GEMMA3,
+        norm_add=1.0,
+        tied=True,
+        windows=True,
+        activation="hidden_activation",
+        activations=_GELU,
+        check=_check_gemma3,
+        keys=_gemma3_keys,
     ),
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
@@ -27,6 +28,7 @@ IR_VERSION = 8
 MASKED = -1.0e4
 # Largest difference of features, relative to the largest feature, that rounding alone may make between both masks.
 ADDITIVE_TOLERANCE = 1e-5
+_COLOUR, _REASON_CHARACTERS = re.compile(r"\x1b\[[0-9;]*m"), 300
 
 
 class TokenHead(torch.nn.Linear):
@@ -111,7 +113,10 @@ def trace(module: PooledEncoder, max_tokens: int, opset_version: int = OPSET) ->
                 dynamic_shapes={"input_ids": {0: batch, 1: seq}, "attention_mask": {0: batch, 1: seq}},
             )
     except (torch.onnx.OnnxExporterError, RuntimeError, TypeError, ValueError) as error:
-        raise BackendError(f"PyTorch cannot export this encoder: {error}", "ONNX export") from error
+        raise BackendError(
+            f"PyTorch cannot export this encoder: {_reason(error)}", "ONNX export",
+            "choose a base of a family that docs/figures.md lists",
+        ) from error  # fmt: skip
     if program is None:
         raise BackendError("PyTorch exported nothing", "ONNX export")
     model: onnx.ModelProto = program.model_proto
@@ -127,6 +132,14 @@ def trace(module: PooledEncoder, max_tokens: int, opset_version: int = OPSET) ->
     if module.states and module.head is None:
         _name_states(model)
     return model
+
+
+def _reason(error: BaseException) -> str:
+    """The exporter's first cause in a line; its own message is a page of advice with colours."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:_REASON_CHARACTERS]
 
 
 def _name_states(model: onnx.ModelProto) -> None:
