@@ -15,7 +15,15 @@ BASE_ID = "sha256:" + "0" * 64
 def put(monkeypatch, folder, positions=512, width=384):
     """Let every recipe find the base `folder`, which is neither opened nor exported."""
     base = bases.Base(folder, "./base", {}, ())
-    facts = {"base_id": BASE_ID, "positions": positions, "width": width, "prompt": "", "layers": 6, "vocabulary": 1000}
+    facts = {
+        "base_id": BASE_ID,
+        "positions": positions,
+        "bounded_by": "",
+        "width": width,
+        "prompt": "",
+        "layers": 6,
+        "vocabulary": 1000,
+    }
     monkeypatch.setattr(bases, "resolve", lambda *_: base)
     monkeypatch.setattr(ClassifierTraining, "examined", SimpleNamespace(facts=facts))
     monkeypatch.setattr(OnnxExports, "traced", None)

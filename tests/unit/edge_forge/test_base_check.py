@@ -103,6 +103,32 @@ def test_a_pooler_of_another_shape_is_no_fault(base):
     examine(base)
 
 
+def test_a_sparse_attention_ends_where_it_would_begin_to_be_sparse(tmp_path):
+    """transformers changes a BigBird that is given a short text for good: what comes after would depend on it."""
+    import transformers
+
+    folder = tiny.write(tmp_path / "base", "bert")
+    config = transformers.BigBirdConfig(
+        vocab_size=120, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+        max_position_embeddings=64, attention_type="block_sparse", block_size=4, num_random_blocks=1,
+    )  # fmt: skip
+    transformers.BigBirdModel(config).save_pretrained(folder)
+    assert examine(folder)["positions"] == (5 + 2 * 1) * 4
+    assert examine(tiny.change_config(folder, attention_type="original_full"))["positions"] == 64
+
+
+def test_an_encoder_without_a_table_of_tokens_is_refused(tmp_path):
+    import transformers
+
+    folder = tiny.write(tmp_path / "base", "bert")
+    config = transformers.CanineConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, max_position_embeddings=64
+    )
+    transformers.CanineModel(config).save_pretrained(folder)
+    with pytest.raises(ConfigError, match="the base is not an encoder: it looks token ids up in no single table"):
+        examine(folder)
+
+
 @pytest.mark.parametrize(
     "scaling",
     [
@@ -260,7 +286,8 @@ def states_and_features(folder):
         ({"pooling_mode": "cls"}, lambda h: h[0]),
         # As sentence-transformers reads it: the mean is on where its flag is not written, and a name overrides flags.
         ({}, lambda h: h.mean(0)),
-        ({"pooling_mode_cls_token": True}, lambda h: np.concatenate([h[0], h.mean(0)])),
+        ({"pooling_mode": ["mean", "cls", "lasttoken"]}, lambda h: np.concatenate([h.mean(0), h[0], h[-1]])),
+        ({"pooling_mode_cls_token": False}, lambda h: h.mean(0)),
         ({"pooling_mode": "CLS", "pooling_mode_mean_tokens": True}, lambda h: h[0]),
         ({"pooling_mode": "mean_sqrt_len_tokens"}, lambda h: h.sum(0) / len(h) ** 0.5),
     ],
@@ -270,6 +297,70 @@ def test_the_pooling_of_a_folder_is_obeyed(base, pooling, formula):
     for row, found in zip(rows, features, strict=True):
         np.testing.assert_allclose(found, formula(row), atol=1e-5)
     assert opened.width == features.shape[1]
+
+
+def test_embeddings_that_are_to_be_cut_are_cut(base):
+    folder = sentence_folder(base, {"pooling_mode": "cls"}, ("Normalize", None), prompts={"truncate_dim": 5})
+    rows, features, opened = states_and_features(folder)
+    for row, found in zip(rows, features, strict=True):
+        np.testing.assert_allclose(found, row[0][:5], atol=1e-5)
+    assert opened.width == 5
+    cut = examine(folder)["base_id"]
+    (folder / "config_sentence_transformers.json").write_text('{"truncate_dim": null}')
+    assert examine(folder)["base_id"] != cut
+    (folder / "config_sentence_transformers.json").write_text('{"truncate_dim": 0}')
+    with pytest.raises(ConfigError, match="truncate_dim is 0"):
+        examine(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "settings", "positions", "by"),
+    [
+        ("sentence_bert_config.json", {"max_seq_length": 20}, 20, "max_seq_length of sentence_bert_config.json"),
+        ("sentence_bert_config.json", {"max_seq_length": None}, 32, "model_max_length of tokenizer_config.json"),
+        ("sentence_bert_config.json", {"max_seq_length": 4096}, tiny.POSITIONS, ""),
+        ("tokenizer_config.json", {"model_max_length": 10**30}, tiny.POSITIONS, ""),
+        ("README.md", {}, 32, "model_max_length of tokenizer_config.json"),
+    ],
+)
+def test_a_folder_reads_texts_no_longer_than_it_says(base, file, settings, positions, by):
+    folder = sentence_folder(base, {"pooling_mode": "cls"})
+    (folder / "tokenizer_config.json").write_text('{"model_max_length": 32}')
+    (folder / file).write_text(json.dumps(settings))
+    facts = examine(folder)
+    assert (facts["positions"], facts["bounded_by"]) == (positions, by)
+    assert folder / "tokenizer_config.json" in bases.listed(folder)
+    (folder / "modules.json").unlink()
+    assert examine(folder)["positions"] == tiny.POSITIONS, "without modules it is no folder of sentence-transformers"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"transformer_task": "fill-mask"}, "transformer_task is 'fill-mask'"),
+        ({"module_output_name": "sentence_embedding"}, "module_output_name is 'sentence_embedding'"),
+        ({"modality_config": {"text": {"method": "get_text_features"}}}, "method is 'get_text_features'"),
+        (
+            {"modality_config": {"text": {"method_output_name": "pooler_output"}}},
+            "method_output_name is 'pooler_output'",
+        ),
+        ({"config_args": {"num_hidden_layers": 1}}, "config_args sets 'num_hidden_layers' beside config.json"),
+    ],
+)
+def test_a_transformer_that_hands_on_something_else_is_refused(base, settings, words):
+    folder = sentence_folder(base, {"pooling_mode": "cls"})
+    usual = {"transformer_task": "feature-extraction", "config_args": {"trust_remote_code": True},
+             "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}}  # fmt: skip
+    (folder / "sentence_bert_config.json").write_text(json.dumps(usual))
+    examine(folder)
+    (folder / "sentence_bert_config.json").write_text(json.dumps({**usual, **settings}))
+    with pytest.raises(ConfigError, match=words):
+        examine(folder)
+
+
+def test_a_flag_that_versions_read_differently_is_to_be_written(base):
+    with pytest.raises(ConfigError, match="pooling_mode_mean_tokens is not written beside pooling_mode_max_tokens"):
+        examine(sentence_folder(base, {"pooling_mode_max_tokens": True}))
 
 
 def test_dense_and_an_inner_normalize_are_obeyed(base):
@@ -326,7 +417,7 @@ def test_a_default_prompt_stands_before_every_text(base):
 
     plain = encode(base, ["please turn the lamp on"], 32)[0][0].tolist()
     sentence_folder(
-        base, {"pooling_mode_cls_token": True},
+        base, {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False},
         prompts={"prompts": {"query": "please ", "passage": "now "}, "default_prompt_name": "query"},
     )  # fmt: skip
     assert examine(base)["prompt"] == "please "
@@ -355,7 +446,7 @@ def test_a_default_prompt_stands_before_every_text(base):
     ],
 )  # fmt: skip
 def test_what_a_folder_asks_for_and_is_not_known_is_refused(base, spoil, words):
-    sentence_folder(base, {"pooling_mode_cls_token": True}, ("Normalize", None))
+    sentence_folder(base, {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, ("Normalize", None))
     spoil(base)
     if words is None:  # the tokenizer lowers the case itself
         examine(base)
@@ -366,7 +457,9 @@ def test_what_a_folder_asks_for_and_is_not_known_is_refused(base, spoil, words):
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "xlm-roberta"])
 def test_lower_case_that_the_tokenizer_does_not_make_is_refused(tmp_path, name):
-    base = sentence_folder(tiny.write(tmp_path, "roberta"), {"pooling_mode_cls_token": True})
+    base = sentence_folder(
+        tiny.write(tmp_path, "roberta"), {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    )
     (base / f"sentence_{name}_config.json").write_text('{"do_lower_case": true}')
     with pytest.raises(ConfigError, match="do_lower_case"):
         examine(base)

@@ -17,7 +17,8 @@ _NAMED = 3
 
 
 def examine(base_dir: Path) -> dict[str, Any]:
-    """Facts of an encoder's folder: `base_id`, `positions` (tokens that a text may have), `layers`, `width` of
+    """Facts of an encoder's folder: `base_id`, `positions` (tokens that a text may have), `bounded_by` (what says so,
+    where it is not the model), `layers`, `width` of
     features, `vocabulary` (rows of the table), `pooling`, `prompt`, and `joins` (whether its tokenizer can join
     two texts).
 
@@ -26,9 +27,12 @@ def examine(base_dir: Path) -> dict[str, Any]:
     plan = sentence_pooling.read(base_dir)
     encoder = open_encoder(base_dir)
     check_ids(base_dir, encoder)
+    said = sentence_pooling.longest_text(base_dir)
+    bounded = said is not None and said[0] < encoder.positions
     return {
         "base_id": base_identity.encoder_id(encoder, plan),
-        "positions": encoder.positions,
+        "positions": said[0] if said is not None and bounded else encoder.positions,
+        "bounded_by": said[1] if said is not None and bounded else "",
         "layers": encoder.layers,
         "width": encoder.width,
         "vocabulary": encoder.vocabulary,

@@ -35,6 +35,10 @@ _BELOW = frozenset({"embeddings", "embed_tokens", "embeddings_project", "encoder
 _INSIDE = re.compile(r"\.(embeddings|embed_tokens)\.")
 _BUFFERS = re.compile(r"(position_ids|token_type_ids|inv_freq|\.bias_mask)$")
 _SOME_TOKENS = 3
+# What the code of a family that is asked for something else than it knows raises.
+RUN_ERRORS = (TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError, ArithmeticError)
+# Tokens of a family that limits nothing, as XLNet writes with -1.
+_UNLIMITED = 512
 # Beyond this a cut encoder is said to compute something else than the whole one.
 _CUT_TOLERANCE = 1e-4
 
@@ -284,7 +288,10 @@ def _layers(model: nn.Module, base_dir: Path) -> tuple[str, int]:
 
 def _survey(model: nn.Module, path: str, base_dir: Path) -> Survey:
     """Run two rows that differ in their last token, and watch."""
-    size = int(model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+    try:
+        size = int(model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+    except (AttributeError, NotImplementedError) as error:
+        raise _no_encoder(base_dir, "it looks token ids up in no single table") from error
     if size < 5:
         raise _no_encoder(base_dir, f"its table holds {size} tokens")
     ids = torch.tensor([[size // 2, size // 3, size - 1], [size // 2, size // 3, size - 2]])
@@ -311,7 +318,7 @@ def _survey(model: nn.Module, path: str, base_dir: Path) -> Survey:
         try:
             with torch.inference_mode():
                 states = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
-        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+        except RUN_ERRORS as error:
             raise _no_encoder(
                 base_dir, f"it cannot be run on token ids ({' '.join(str(error).split())[:160]})"
             ) from error
@@ -325,11 +332,18 @@ def _survey(model: nn.Module, path: str, base_dir: Path) -> Survey:
 def _positions(model: nn.Module, seen: Sequence[tuple[int, int]]) -> int:
     """Tokens that have a position: rows of the table less those before the first one that was looked up.
 
-    RoBERTa and its kin count from padding_idx + 1. Without a table it is what the configuration says.
+    RoBERTa and its kin count from padding_idx + 1. Without a table it is what the configuration says. BigBird's sparse
+    attention ends below the length from which on it is sparse: a model that has seen a shorter text attends to
+    everything from then on, so that its answers would depend on what it was asked before.
     """
-    if seen:
-        return min(rows - (highest - (_SOME_TOKENS - 1)) for rows, highest in seen)
-    return int(getattr(model.config, "max_position_embeddings", 512))
+    config: Any = model.config
+    found = min((rows - (highest - (_SOME_TOKENS - 1)) for rows, highest in seen), default=None)
+    if found is None:
+        found = int(getattr(config, "max_position_embeddings", _UNLIMITED))
+        found = found if found > 0 else _UNLIMITED
+    if getattr(config, "attention_type", None) == "block_sparse":
+        found = min(found, (5 + 2 * int(config.num_random_blocks)) * int(config.block_size))
+    return found
 
 
 def resolve_layer(first_layer: int, layers: int) -> int:
@@ -464,7 +478,7 @@ def can_be_cut(encoder: Encoder, first_layer: int, ids: Sequence[int]) -> bool:
         with torch.inference_mode():
             hidden = encoder.model(inputs_embeds=states, attention_mask=mask).last_hidden_state
             found = encoder.pooling(hidden, mask)
-    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, ConfigError):
+    except (*RUN_ERRORS, ConfigError):
         return False
     finally:
         for holder, name, module in replaced:

@@ -78,3 +78,15 @@ class NormalizeStep(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """features [rows, width], each divided by its length."""
         return functional.normalize(features, p=2.0, dim=1)
+
+
+class TruncateStep(nn.Module):
+    """The first `width` features: embeddings that were trained to be cut (Matryoshka)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """features [rows, n] -> [rows, at most `width`]."""
+        return features[:, : self.width]

@@ -27,8 +27,18 @@ TRANSFORMER = tuple(
     f"sentence_{name}_config.json"
     for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
-_POOLING, _DENSE, _NORMALIZE, _DROPOUT = "Pooling", "Dense", "Normalize", "Dropout"
-# In the order in which sentence-transformers concatenates them.
+TOKENIZER = "tokenizer_config.json"
+_POOLING, _DENSE, _NORMALIZE, _DROPOUT, _TRUNCATE = "Pooling", "Dense", "Normalize", "Dropout", "truncate_dim"
+# What the Transformer hands on; other values of these settings name other outputs or heads.
+_TRANSFORMER_IS = {"transformer_task": "feature-extraction", "module_output_name": "token_embeddings"}
+_TEXT_IS = {"method": "forward", "method_output_name": "last_hidden_state"}
+# Settings of the Transformer by which it computes otherwise than config.json says; these of them change nothing.
+_OVERRIDES = ("config_args", "config_kwargs", "model_args", "model_kwargs")
+_HARMLESS = frozenset({
+    "trust_remote_code", "attn_implementation", "torch_dtype", "dtype", "revision", "token", "cache_dir",
+    "local_files_only", "add_pooling_layer", "device_map", "low_cpu_mem_usage",
+})  # fmt: skip
+# In the order in which sentence-transformers concatenates those whose flags are on.
 _MODES = ("cls", "max", "mean", "mean_sqrt_len", "weightedmean", "lasttoken")
 _MODE_KEYS = {
     "pooling_mode_cls_token": "cls",
@@ -68,13 +78,15 @@ class PoolingPlan:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        from edge_forge.models.pooling_layers import DenseStep, NormalizeStep, SentencePooling
+        from edge_forge.models.pooling_layers import DenseStep, NormalizeStep, SentencePooling, TruncateStep
 
         steps: list[torch.nn.Module] = []
         width = hidden * len(self.modes)
         for kind, how, folder in self.steps:
             if kind == _NORMALIZE:
                 steps.append(NormalizeStep())
+            elif kind == _TRUNCATE:
+                steps.append(TruncateStep(int(how)))
             else:
                 path = base_dir / folder / "model.safetensors"
                 try:
@@ -111,8 +123,25 @@ def read(base_dir: Path) -> PoolingPlan:
         raise _refused(base_dir / MODULES, "no Pooling module follows the Transformer")
     while steps and steps[-1][0] == _NORMALIZE:
         steps.pop()
+    if width := _truncated(base_dir):
+        steps.append((_TRUNCATE, str(width), ""))
     _check_case(base_dir)
+    _check_transformer(base_dir)
     return PoolingPlan(modes, steps, prompt)
+
+
+def longest_text(base_dir: Path) -> tuple[int, str] | None:
+    """The most tokens of a text that sentence-transformers reads, special ones included, and the key that says so; it
+    cuts longer ones. None where the folder says nothing, or is of another program."""
+    if not (base_dir / MODULES).is_file():
+        return None
+    path = _transformer_file(base_dir)
+    said = [(path, "max_seq_length")] if path is not None else []
+    for file, key in (*said, (base_dir / TOKENIZER, "model_max_length")):
+        value = _object(file).get(key) if file.is_file() else None
+        if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
+            return int(value), f"{key} of {file.name}"
+    return None
 
 
 def prompt_of(base_dir: Path) -> str:
@@ -130,6 +159,7 @@ def files(base_dir: Path) -> tuple[str, ...]:
     names = [MODULES, SETTINGS, *TRANSFORMER]
     folders = ["1_Pooling"]
     if (base_dir / MODULES).is_file():
+        names.append(TOKENIZER)
         folders = [path for _, path in _modules(base_dir) if path not in ("", ".")]
     names += [f"{folder}/{name}" for folder in folders for name in ("config.json", "model.safetensors")]
     return tuple(name for name in names if (base_dir / name).is_file())
@@ -159,23 +189,28 @@ def _modes(folder: Path, prompt: str) -> tuple[str, ...]:
     found = _object(path)
     named = found.get("pooling_mode")
     if named is None:
-        # A flag that is not written is off, but that of the mean is on: the defaults of sentence-transformers.
-        on = {key for key, value in {_MEAN_KEY: True, **found}.items() if key.startswith("pooling_mode_") and value}
+        on = {key for key, value in found.items() if key.startswith("pooling_mode_") and value}
+        if on and _MEAN_KEY not in found:
+            raise _refused(
+                path, f"{_MEAN_KEY} is not written beside {min(on)}: of sentence-transformers' versions some take the "
+                "mean too, others do not; write true or false",
+            )  # fmt: skip
+        on = on or ({_MEAN_KEY} if found.get(_MEAN_KEY, True) else set())
         unknown = sorted(on - _MODE_KEYS.keys())
-        names = {_MODE_KEYS[key] for key in on & _MODE_KEYS.keys()}
-    else:  # a name, or a list; the flags beside it do not count
-        names = {str(name).lower() for name in ([named] if isinstance(named, str) else list(named))}
-        names = {"mean_sqrt_len" if name == _SQRT_NAME else name for name in names}
-        unknown = sorted(names - set(_MODES))
+        modes = [mode for mode in _MODES if mode in {_MODE_KEYS.get(key) for key in on}]
+    else:  # a name, or a list whose order counts; the flags beside it do not
+        modes = [str(name).lower() for name in ([named] if isinstance(named, str) else list(named))]
+        modes = ["mean_sqrt_len" if name == _SQRT_NAME else name for name in modes]
+        unknown = sorted(set(modes) - set(_MODES))
     if unknown:
         raise _refused(path, f"the pooling {unknown[0]} is not known here")
-    if not names:
+    if not modes:
         raise _refused(path, "no pooling mode is on")
     if prompt and found.get("include_prompt") is False:
         raise _refused(
             path, "include_prompt is false: pooling that leaves out the prompt's tokens is not possible here"
         )
-    return tuple(mode for mode in _MODES if mode in names)
+    return tuple(modes)
 
 
 def _check_step(path: Path, kind: str) -> None:
@@ -236,9 +271,40 @@ def _prompt(base_dir: Path) -> str:
     return prompt
 
 
+def _truncated(base_dir: Path) -> int:
+    """The dimensions of features that are kept; 0: all."""
+    path = base_dir / SETTINGS
+    value = _object(path).get("truncate_dim") if path.is_file() else None
+    if value is not None and (type(value) is not int or value < 1):
+        raise _refused(path, f"truncate_dim is {value!r}, which is no whole number above 0")
+    return value or 0
+
+
+def _transformer_file(base_dir: Path) -> Path | None:
+    return next((base_dir / name for name in TRANSFORMER if (base_dir / name).is_file()), None)
+
+
+def _check_transformer(base_dir: Path) -> None:
+    """Refuse settings of the Transformer by which other states than those of the last layer are pooled."""
+    path = _transformer_file(base_dir)
+    if path is None:
+        return
+    found = _object(path)
+    told = found.get("modality_config")
+    text = told.get("text") if isinstance(told, dict) else None
+    for place, is_so in ((found, _TRANSFORMER_IS), (text if isinstance(text, dict) else {}, _TEXT_IS)):
+        for key, value in is_so.items():
+            if place.get(key, value) != value:
+                raise _refused(path, f"{key} is {place[key]!r}: only {value!r} is known here")
+    for key in _OVERRIDES:
+        beyond = sorted(set(found.get(key) or {}) - _HARMLESS)
+        if beyond:
+            raise _refused(path, f"{key} sets {beyond[0]!r} beside config.json: write it there")
+
+
 def _check_case(base_dir: Path) -> None:
     """`do_lower_case` lowers texts before the tokenizer; it is redundant where the tokenizer does so itself."""
-    path = next((base_dir / name for name in TRANSFORMER if (base_dir / name).is_file()), None)
+    path = _transformer_file(base_dir)
     if path is not None and _object(path).get("do_lower_case"):
         normalizer = json.dumps((_object(base_dir / "tokenizer.json").get("normalizer")) or {})
         if '"lowercase": true' not in normalizer and '"Lowercase"' not in normalizer:

@@ -166,8 +166,10 @@ class ClassifierTraining:
         if wanted <= longest:
             return wanted
         if self.has_adapter_package:
+            by = self.at_hand.examined.facts["bounded_by"]
             self.steps.progress.warn(
-                f"the base has positions for {longest} tokens: bank_tokens is {longest}, not {wanted}"
+                f"the base has positions for {longest} tokens{by and f' ({by})'}: "
+                f"bank_tokens is {longest}, not {wanted}"
             )
         return longest
 
@@ -219,12 +221,14 @@ class ClassifierTraining:
     def base(self) -> bases.Base:
         """The base model where it is on this machine."""
         base, facts = self._resolved, self.examined.facts
-        longest = facts["positions"]
+        longest, by = facts["positions"], facts["bounded_by"]
         if self.recipe.task.max_tokens > longest:
             raise ConfigError(
-                f"{self.recipe.task.max_tokens} tokens are more than the base has positions for ({longest})",
+                f"{self.recipe.task.max_tokens} tokens are more than the base "
+                + (f"reads ({by} is {longest})" if by else f"has positions for ({longest})"),
                 "task.max_tokens",
-                f"set max_tokens = {longest} at most, or take another base",
+                f"set max_tokens = {longest} at most, or take another base"
+                + (f", or raise {by} if the model was trained with longer texts" if by else ""),
             )
         key = "task.kind" if self.recipe.answers else "data.text_pair"
         if self.recipe.pairs and not facts["joins"]:

@@ -19,7 +19,7 @@ import torch
 from edge_agent.base.errors import BackendError
 from edge_forge.export.onnx.graph import GraphEditor, opset, set_metadata
 from edge_forge.export.onnx.inject import STATES
-from edge_forge.models.encoder import Encoder
+from edge_forge.models.encoder import RUN_ERRORS, Encoder
 
 OPSET = 18
 # The file version that goes with it: the exporter writes 10, which ONNX Runtime reads from 1.18 on only.
@@ -81,7 +81,7 @@ def takes_additive(encoder: Encoder, tokens: int) -> bool:
         wanted = PooledEncoder(encoder, additive=False)(ids, mask)
         try:
             found = PooledEncoder(encoder, additive=True)(ids, mask)
-        except (RuntimeError, ValueError, TypeError, IndexError):
+        except RUN_ERRORS:
             return False
     return bool((found - wanted).abs().max() <= ADDITIVE_TOLERANCE * max(1.0, float(wanted.abs().max())))
 
@@ -112,7 +112,7 @@ def trace(module: PooledEncoder, max_tokens: int, opset_version: int = OPSET) ->
                 output_names=outputs,
                 dynamic_shapes={"input_ids": {0: batch, 1: seq}, "attention_mask": {0: batch, 1: seq}},
             )
-    except (torch.onnx.OnnxExporterError, RuntimeError, TypeError, ValueError) as error:
+    except (torch.onnx.OnnxExporterError, *RUN_ERRORS) as error:
         raise BackendError(
             f"PyTorch cannot export this encoder: {_reason(error)}", "ONNX export",
             "choose a base of a family that docs/figures.md lists",
