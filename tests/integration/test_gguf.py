@@ -17,7 +17,7 @@ from edge_forge.evaluate.measure_gguf import tokenize
 from edge_forge.export.gguf import convert, engine, tokenizer_gate
 from edge_forge.export.gguf import write_adapter as lora
 from edge_forge.export.gguf import write_model as model
-from edge_forge.export.gguf.vocabulary import special_tokens
+from edge_forge.export.gguf.vocabulary import end_tokens, special_tokens
 from tests.support import tiny_generators, tiny_gguf
 from tests.support.llama import needs_llama
 
@@ -108,6 +108,43 @@ def test_special_tokens_are_those_of_the_file_whoever_names_them(tmp_path):
         assert session.vocabulary().special_tokens == special_tokens(folder)
     finally:
         session.close()
+
+
+def with_tokens(folder, *names):
+    """The folder with added tokens; their ids."""
+    found = json.loads((folder / "tokenizer.json").read_text())
+    first = max([*found["model"]["vocab"].values(), *(one["id"] for one in found["added_tokens"])]) + 1
+    form = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    for place, name in enumerate(names):
+        found["added_tokens"].append({"id": first + place, "content": name, **form})
+    (folder / "tokenizer.json").write_text(json.dumps(found))
+    return [first + place for place in range(len(names))]
+
+
+@needs_llama
+def test_an_answer_ends_at_every_token_that_the_base_names(tmp_path):
+    """Llama 3.1 names three, Qwen2.5 two; a fourth is taken where llama.cpp knows its name."""
+    folder = tiny_generators.write(tmp_path / "model", "llama")
+    added = with_tokens(folder, "<|halt|>", "<|pause|>", "<|eom_id|>", "<|third|>")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [added[2], 2, *added[:2]]}))
+    model.convert(folder, tmp_path / "model.gguf", "tiny", BASE_ID)
+    assert end_tokens(folder) == (2, *added[:2])
+    session = registry.create("llamacpp").load({"model": str(tmp_path / "model.gguf")}, {"max_tokens": 64})
+    try:
+        assert [session._model.ends(token) for token in (2, *added)] == [True, True, True, True, False]
+    finally:
+        session.close()
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, *added]}))
+    with pytest.raises(ConfigError, match=r"names 5 tokens, and llama.cpp would go on behind '<\|third\|>'"):
+        model.convert(folder, tmp_path / "model.gguf", "tiny", BASE_ID)
+
+
+@pytest.mark.parametrize("ends", ["<|im_end|>", 99_999, [2, None], -1, True])
+def test_an_end_that_is_no_token_is_refused(tmp_path, ends):
+    folder = tiny_generators.write(tmp_path / "model", "llama")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    with pytest.raises(ConfigError, match=r"generation_config\.json: eos_token_id names .*no token of that id"):
+        end_tokens(folder)
 
 
 @needs_llama

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_agent.base.errors import ConfigError
+from edge_agent.base.errors import ConfigError, brief
 from edge_agent.bundle.gguf_header import NFC_KEY, SPACE_PREFIX_KEY, SPACES_BEFORE_KEY, SPACES_BEHIND_KEY
 from edge_agent.bundle.prompt_tokens import AddedToken, TextRules
 from edge_forge.models.bases import plain_tokenizer
@@ -45,6 +45,14 @@ _ALWAYS_CONTROL = frozenset((
     "<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>", "<|code_middle|>",
     "<|middle|>", "<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]", "<|fim_repo|>", "<|repo_name|>",
     "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>",
+))  # fmt: skip
+
+_FURTHER_ENDS = ("eot", "eom")
+# Of these llama.cpp ends an answer at each, whatever the file names.
+_ENDS_BY_NAME = frozenset((
+    "<|eot_id|>", "<|im_end|>", "<turn|>", "</s>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
+    "<|endoftext|>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>",
+    "<eos>",
 ))  # fmt: skip
 
 
@@ -227,7 +235,7 @@ def _named_tokens(folder: Path) -> dict[str, str]:
 def end_tokens(folder: Path) -> tuple[int, ...]:
     """Ids of the tokens that end a text, the tokenizer's own first; empty where none is named."""
     found = _special(folder, _token_ids(folder))
-    return tuple(found[name] for name in ("eos", "eot") if name in found)
+    return tuple(found[name] for name in ("eos", *_FURTHER_ENDS) if name in found)
 
 
 def _tokens(found: Mapping[str, Any], size: int, fallback: bool, where: str) -> tuple[list[bytes], list[int]]:
@@ -337,17 +345,36 @@ def _token_ids(folder: Path) -> dict[str, int]:
 
 
 def _special(folder: Path, ids: Mapping[str, int]) -> dict[str, int]:
-    """Ids of bos, eos, unk, pad, and eot where generation ends at a second token."""
+    """Ids of bos, eos, unk, pad, and of eot and eom where generation ends at further tokens. Raises ConfigError for
+    ends that a GGUF file cannot name."""
     found = {name: ids[token] for name, token in _named_tokens(folder).items() if token in ids}
-    config = {**_json(folder / "config.json"), **_json(folder / "generation_config.json")}
+    texts = {place: token for token, place in ids.items()}
+    config: dict[str, Any] = {}
+    where = folder / "config.json"
+    for path in (where, folder / "generation_config.json"):
+        config |= (read := _json(path))
+        where = path if "eos_token_id" in read else where
     ends = config.get("eos_token_id")
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    for one in ends:
+        if type(one) is not int or one not in texts:
+            raise ConfigError(
+                f"eos_token_id names {brief(one)}, and the tokenizer has no token of that id", str(where),
+                "name the tokens at which the model's answers end",
+            )  # fmt: skip
     if "eos" not in found and ends:
-        found["eos"] = int(ends[0])
-    others = [int(one) for one in ends if int(one) != found.get("eos")]
-    if others:
-        found["eot"] = others[0]
-    if "bos" not in found and isinstance(config.get("bos_token_id"), int):
+        found["eos"] = ends[0]
+    others = [one for one in dict.fromkeys(ends) if one != found.get("eos")]
+    # What llama.cpp ends at by its name needs no key of its own.
+    others.sort(key=lambda one: texts[one] in _ENDS_BY_NAME)
+    found |= dict(zip(_FURTHER_ENDS, others, strict=False))
+    beyond = [texts[one] for one in others[len(_FURTHER_ENDS) :] if texts[one] not in _ENDS_BY_NAME]
+    if beyond:
+        raise ConfigError(
+            f"eos_token_id names {len(ends)} tokens, and llama.cpp would go on behind {beyond[0]!r}: a GGUF file names "
+            "three", str(where), "leave out those that the model does not write",
+        )  # fmt: skip
+    if "bos" not in found and config.get("bos_token_id") in texts:
         found["bos"] = int(config["bos_token_id"])
     return found
 
