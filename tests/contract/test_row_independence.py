@@ -24,8 +24,14 @@ CALIBRATION = [{"input_ids": np.arange(48).reshape(4, 12), "attention_mask": np.
 ADAPTERS = {
     "good": (1.0, 3), "other": (1.0, 3), "diverged": (1000.0, 3), "overflowing": (1e30, 3),
     "slots": (1.0, 9), "diverged-slots": (1000.0, 5), "overflowing-slots": (1e30, 9),
+    "answers": (1.0, 2), "diverged-answers": (1000.0, 2), "overflowing-answers": (1e30, 2),
 }  # fmt: skip
-"""The factor of B and the outputs of the head; the heads of slots read every token."""
+"""The factor of B and the outputs of the head; the heads of slots and answers read every token."""
+
+
+def reads_tokens(adapter):
+    """Whether its head gives logits of every token: nine, five or two of them in one batch."""
+    return adapter is not None and adapter.endswith(("slots", "answers"))
 
 
 def tensors(seed, factor=1.0, labels=3):
@@ -70,9 +76,9 @@ def sessions(tmp_path_factory, tflite):
         session = found[name] = registry.create("onnx").load({"model": str(folder / f"{name}.onnx")}, options)
         if not name.startswith("merged"):
             for number, (adapter, given) in enumerate(ADAPTERS.items()):
-                if "slots" not in adapter or name in WITH_TOKENS:
+                if not reads_tokens(adapter) or name in WITH_TOKENS:
                     path = small_graph.write_adapter(
-                        folder / f"{adapter}.safetensors", tensors(number, *given), of_tokens="slots" in adapter
+                        folder / f"{adapter}.safetensors", tensors(number, *given), of_tokens=reads_tokens(adapter)
                     )
                     session.attach(AdapterSource(adapter, str(path), small_graph.BASE_ID))
     for form in ("fp32", "int8"):
@@ -113,10 +119,11 @@ def assert_same(alone, together):
 def test_a_row_answers_in_hostile_company_as_it_does_alone(sessions, form, data):
     session = sessions[form]
     banked = not form.startswith("merged")
-    slots = form in WITH_TOKENS
-    adapters = st.sampled_from(["good", "other", None, *(["slots"] if slots else [])] if banked else [None])
-    subject = (data.draw(adapters), [data.draw(ROW)])
-    disturbing = st.sampled_from(["diverged", *(["diverged-slots"] if slots else [])]) if banked else st.none()
+    of_tokens = form in WITH_TOKENS
+    adapters = st.sampled_from(["good", "other", None, *(["slots", "answers"] if of_tokens else [])])
+    subject = (data.draw(adapters) if banked else None, [data.draw(ROW)])
+    disturbing = st.sampled_from(["diverged", *(["diverged-slots", "diverged-answers"] if of_tokens else [])])
+    disturbing = disturbing if banked else st.none()
     jobs = st.tuples(disturbing, st.lists(ROW, min_size=1, max_size=4))
     company = data.draw(st.lists(jobs, min_size=1, max_size=3))
     longest = (company[0][0], [[place % small_graph.VOCABULARY for place in range(MAX_TOKENS)]])
@@ -126,14 +133,21 @@ def test_a_row_answers_in_hostile_company_as_it_does_alone(sessions, form, data)
     together = answers(session, jobs_together)[place]
     assert together.batch_rows > 1
     assert_same(alone, together)
+    if banked and subject[0] is not None:
+        labels = ADAPTERS[subject[0]][1]
+        shape = (len(subject[1][0]), labels) if reads_tokens(subject[0]) else (labels,)
+        assert together.outputs["logits"][0].shape == shape, "columns of the widest head, or tokens of others"
 
 
 @pytest.mark.parametrize("form", [form for form in FORMATS if not form.startswith("merged")])
 def test_a_row_that_overflows_fails_alone(sessions, form):
-    slots = form in WITH_TOKENS
-    sound = [("good", [[3, 1, 4]]), ("slots" if slots else "good", [[1, 5, 9, 2, 6]]), ("good", [[5]])]
+    sound = [("good", [[3, 1, 4]]), ("other", [[1, 5, 9, 2, 6]]), ("good", [[5]])]
+    overflows = ["overflowing"]
+    if form in WITH_TOKENS:
+        sound += [("slots", [[1, 5, 9, 2, 6]]), ("answers", [[5, 3], [2, 7, 1]])]
+        overflows += ["overflowing-slots", "overflowing-answers"]
     alone = [answers(sessions[form], [job])[0] for job in sound]
-    for adapter in ("overflowing", "overflowing-slots") if slots else ("overflowing",):
+    for adapter in overflows:
         *together, overflowing = answers(sessions[form], [*sound, (adapter, [[7] * 20])])
         assert isinstance(overflowing, Failed)
         assert "not finite" in overflowing.reason
@@ -144,7 +158,8 @@ def test_a_row_that_overflows_fails_alone(sessions, form):
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_list_of_texts_is_answered_as_its_texts_are(sessions, form):
     rows = [[place % small_graph.VOCABULARY for place in range(first, last)] for first, last in pairwise((0, 3, 4, 20))]
-    for adapter in [None] if form.startswith("merged") else ["good", *(["slots"] if form in WITH_TOKENS else [])]:
+    banked = ["good", *(["slots", "answers"] if form in WITH_TOKENS else [])]
+    for adapter in [None] if form.startswith("merged") else banked:
         listed = answers(sessions[form], [(adapter, rows)])[0]
         for place, row in enumerate(rows):
             alone = answers(sessions[form], [(adapter, [row])])[0]
