@@ -45,7 +45,7 @@ help:
 	@echo "make registry    packages through Debian's docker-registry by skopeo (apt: docker-registry skopeo apache2-utils; a minute)"
 	@echo "make home-assistant HASS_PYTHON=python3.13   a real Home Assistant discovers a real agent (a minute, and its"
 	@echo "             installation), and its example automation"
-	@echo "make node-red    the example flow in a real Node-RED (needs npm; a minute)"
+	@echo "make node-red    the example flow in a real Node-RED, with adapters that it trains (needs npm; two minutes)"
 	@echo "make console the page of edge-agent console, from tools/console (npm); make console-test tries it in a real Chromium"
 	@echo "make every-verb  every verb of both programs, as three users, with every kind of wrong input (three minutes; as root)"
 	@echo "make operators-day   install, kill, upgrade, remove and more on a real systemd in a container (four minutes;"

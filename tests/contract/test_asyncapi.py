@@ -21,6 +21,22 @@ TOPICS = Topics("edge/v1", "device")
 TO = ReplyAddress("edge/v1/client/app/reply", "id-1", "app", b"id-1", "v5")
 
 
+RESULTS: dict[str, dict[str, Any]] = {
+    "classify": {
+        "label": "x", "score": 0.5, "labels": [{"label": "x", "score": 0.5}], "out_of_scope": False, "tokens": 3,
+        "truncated": False,
+    },
+    "slots": {
+        "spans": [{"label": "room", "start": 8, "end": 15, "text": "kitchen", "score": 0.9}], "tokens": 5,
+        "truncated": False,
+    },
+    "answers": {
+        "answer": None, "start": None, "end": None, "score": 0.1, "no_answer_score": 0.8, "tokens": 40, "windows": 2,
+    },
+    "embed": {"embedding": [0.6, 0.8], "tokens": 3, "truncated": False},
+}  # fmt: skip
+
+
 def references(node: Any) -> Iterator[str]:
     if isinstance(node, dict):
         for key, value in node.items():
@@ -107,7 +123,7 @@ def test_the_command_channel_has_the_body_of_every_order() -> None:
                     model="m",
                     adapter="a",
                     variant="sha256:0",
-                    result={"label": "x"},
+                    result=RESULTS["classify"],
                     timing=Timing(1, 2, 3, 6),
                     batch=8,
                     energy=Energy(0.25, "rail"),
@@ -151,3 +167,19 @@ def test_messages_fit_their_schema(name: str, payload: bytes) -> None:
 def test_messages_that_do_not_fit_are_found(name: str, payload: bytes) -> None:
     with pytest.raises(jsonschema.ValidationError):
         asyncapi.check(DOCUMENT, name, payload)
+
+
+@pytest.mark.parametrize("task", RESULTS)
+def test_the_result_of_a_task_is_told_and_one_without_a_field_of_it_does_not_fit(task: str) -> None:
+    whole = RESULTS[task]
+    for fits, result in ((True, whole), (True, [whole, whole]), *((False, _without(whole, key)) for key in whole)):
+        payload = encode.reply(Reply(id="1", status=200, result=result), TO, 1.0).payload
+        if fits:
+            asyncapi.check(DOCUMENT, "reply", payload)
+        else:
+            with pytest.raises(jsonschema.ValidationError):
+                asyncapi.check(DOCUMENT, "reply", payload)
+
+
+def _without(result: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in result.items() if name != key}

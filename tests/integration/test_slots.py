@@ -1,92 +1,32 @@
 """Slots from their recipe to a device's answers."""
 
 import json
-import os
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from edge_agent.base.child_python import module_command
 from edge_agent.bundle.layout import open_package
 from edge_agent.bundle.verify import read_package, read_release
 from edge_agent.client import Client, InvalidRequest, UsageError
-from tests.support import tiny_base
+from tests.support import tiny_base, tiny_slots
 from tests.support.agents import AgentProcess, running
 from tests.support.desk import cli, said
 from tests.support.mosquitto import Mosquitto
 from tests.support.packages import keys
 
 pytestmark = pytest.mark.slow
-RECIPE = """
-name = "parts"
-[base]
-name = "tiny"
-source = "./base"
-[task]
-kind = "slots"
-max_tokens = 12
-[data]
-train = "train.jsonl"
-validation = "train.jsonl"
-[method]
-name = "lora"
-[train]
-epochs = 30
-learning_rate = 5e-3
-batch_size = 8
-precision = "fp32"
-threads = 1
-token_dropout = 0.0
-[quantize]
-variants = ["fp32"]
-"""
-THINGS = {"lamp", "light"}
-STATES = {"on", "off"}
-
-
-def row(text):
-    """The words of tiny_base's task: what is switched, and to which state."""
-    spans, at = [], 0
-    for word in text.split():
-        for label, known in (("thing", THINGS), ("state", STATES)):
-            if word in known:
-                spans.append({"start": at, "end": at + len(word), "label": label})
-        at += len(word) + 1
-    return {"text": text, "spans": spans}
-
-
-SWITCH = RECIPE.replace('name = "parts"', 'name = "switch"').replace('kind = "slots"', 'kind = "classify"')
-
-
-def build(place, recipe, rows, out=None):
-    place.mkdir(exist_ok=True)
-    tiny_base.write(place / "base")
-    (place / "recipe.toml").write_text(recipe)
-    (place / "train.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
-    done = subprocess.run(
-        module_command("edge_forge.cli", "build", str(place), "--build", str(out or place / "build"), "--json"),
-        capture_output=True, text=True, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    rows = [row(text) for text in (*tiny_base.ON, *tiny_base.OFF, "please", "now please")]
-    return build(tmp_path_factory.mktemp("parts"), RECIPE, rows)
+    return tiny_slots.slots(tmp_path_factory.mktemp("parts"))
 
 
 @pytest.fixture(scope="module")
 def switch(tmp_path_factory, built):
     """An adapter of a classifier on the same base, signed with the same keys."""
-    folder = tmp_path_factory.mktemp("switch")
-    texts = {"on": tiny_base.ON, "off": tiny_base.OFF}
-    rows = [{"text": text, "label": label} for label, of in texts.items() for text in of]
-    return build(folder, SWITCH + "[export]\nmerged = false\n", rows, Path(built["packages"][0]).parent.parent)
+    return tiny_slots.classes(tmp_path_factory.mktemp("switch"), out=Path(built["packages"][0]).parent.parent)
 
 
 def package_of(path):
@@ -154,7 +94,9 @@ def test_a_device_answers_spans_the_same_alone_and_in_company(built, tmp_path):
         with running(agent), Client(f"mqtt://127.0.0.1:{broker.port}", agent.device) as edge:
             texts = [*tiny_base.ON, *tiny_base.OFF, "please"]
             together = edge.ask("parts-merged", texts).slots
-            wanted = [{(one["start"], one["end"], one["label"]) for one in row(text)["spans"]} for text in texts]
+            wanted = [
+                {(one["start"], one["end"], one["label"]) for one in tiny_slots.row(text)["spans"]} for text in texts
+            ]
             found = [{(one.start, one.end, one.label) for one in answer.spans} for answer in together]
             assert sum(one == other for one, other in zip(found, wanted, strict=True)) >= len(texts) - 1
             for text, answer in list(zip(texts, together, strict=True))[:4]:

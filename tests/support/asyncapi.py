@@ -12,6 +12,7 @@ import jsonschema
 import msgspec
 import yaml
 
+from edge_agent.client.answers import KINDS
 from edge_agent.protocol import messages, rollout_messages
 
 PATH = Path(__file__).resolve().parents[2] / "docs" / "asyncapi.yaml"
@@ -72,8 +73,18 @@ def load() -> dict[str, Any]:
 
 
 def schemas() -> dict[str, Any]:
-    """The schemas that the message types have, and those of the properties."""
-    _, found = msgspec.json.schema_components(ROOTS, ref_template="#/components/schemas/{name}")
+    """The schemas that the message types have, and those of the properties.
+
+    A daemon hands results of workers on as they are, so its type of a reply does not say what they hold; the types of
+    the client library, which reads them, do.
+    """
+    kinds, found = msgspec.json.schema_components((*ROOTS, *KINDS.values()), ref_template="#/components/schemas/{name}")
+    results = list(kinds[len(ROOTS) :])
+    found["Reply"]["properties"]["result"] = {
+        "description": "What the model's task gives; of several texts one for each, in their order.",
+        "anyOf": [*results, {"type": "array", "items": {"anyOf": results}}, {"type": "null"}],
+        "default": None,
+    }
     return {**HEADERS, **found}
 
 
