@@ -45,10 +45,16 @@ def echo_rows(
 
 
 def echo_probes(
-    folder: Path, adapter: str | None, options: Mapping[str, object], ids: Callable[[str], list[int]] = byte_ids
+    folder: Path,
+    adapter: str | None,
+    options: Mapping[str, object],
+    ids: Callable[[str], list[int]] = byte_ids,
+    off: float = 0.0,
 ) -> Path:
-    """Golden probes that the echo backend meets."""
+    """Golden probes that the echo backend meets, unless they are `off` by something."""
     rows = echo_rows(adapter, options, ids)
+    for row in rows:
+        row["features"] = [value + off for value in row["features"]]
     entry: dict[str, object] = {"features": [row["features"] for row in rows], "features_tolerance": 1e-6}
     if adapter is not None:
         entry.update(logits=[row["logits"] for row in rows], logits_tolerance=1e-6, min_effect=1e-3)
@@ -64,9 +70,11 @@ def echo_package(
     peak_bytes: int = 1 << 20,
     kind: str = "classify",
     labels: Sequence[str] = LABELS,
+    probes_off: float = 0.0,
     **options: object,
 ) -> Path:
-    """A signed package of an echo model, of the kind 'classify' or 'embed'; `options` are the backend's."""
+    """A signed package of an echo model, of the kind 'classify' or 'embed'; `options` are the backend's. With
+    `probes_off` its golden probes fail on every device."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / f"{name}-{counter}.onnx"
     weights.write_bytes(onnx_bytes(f"{name}{counter}{sorted(options.items())}".encode() * 40))
@@ -77,7 +85,7 @@ def echo_package(
         base_id=BASE_ID,
         task={"kind": kind, "max_tokens": 64} | ({"labels": list(labels)} if kind == "classify" else {}),
         variants=[VariantSource(weights, "echo", "fp32", peak_bytes=peak_bytes, accuracy=1.0, options=settings)],
-        probes=echo_probes(folder, None, quick),
+        probes=echo_probes(folder, None, quick, off=probes_off),
         licences=("Apache-2.0",),
     )
     out = folder / f"{name}-{counter}.tar"
