@@ -163,7 +163,11 @@ def _of_trials(reported: Reported, given: Desired) -> tuple[DeviceProgress, str]
     packages = {model.package for model in given.models}
     applied_s = {(item.model, item.package): item.since for item in reported.items if item.adapter is None}
     for trial in reported.trials:
-        if trial.since < applied_s.get((trial.model, trial.package), -math.inf) - TRIAL_BEGINS_S:
+        # One that runs is of now, whatever a clock that was set in the middle says.
+        if (
+            trial.state != "running"
+            and trial.since < applied_s.get((trial.model, trial.package), -math.inf) - TRIAL_BEGINS_S
+        ):
             continue
         if trial.package in packages and trial.state == "running":
             return DeviceProgress.WAITING, f"{trial.model} is on trial"

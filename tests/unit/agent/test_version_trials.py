@@ -105,6 +105,23 @@ def test_terms_of_a_later_release_return_the_version_and_end_nothing(terms: str)
     Device.run(scenario, a_model())
 
 
+@pytest.mark.parametrize("wall_s", [0.0, 4e9], ids=["1970", "2096"])
+def test_a_clock_that_jumps_in_a_trial_neither_ends_nor_prolongs_it(wall_s: float) -> None:
+    """A board without a battery begins in 1970, and is set in the middle: the trial's time is that of its running."""
+
+    async def scenario(device: Device) -> None:
+        await begun(device, json.dumps({**json.loads(TERMS), "within_s": 60}))
+        since_s = record(device).since_s
+        device.clock.set_wall(wall_s)
+        await look(device, 30)
+        assert (record(device).state, record(device).since_s) == ("running", since_s)
+        await look(device, 60)
+        assert record(device).state == "returned" and record(device).spent_s < 61.0, record(device)
+        assert device.served().model.version == 1 and device.operator.calls == [("rollback", "m")]
+
+    Device.run(scenario, a_model())
+
+
 def test_a_silent_version_fails_and_its_worker_is_ended() -> None:
     async def scenario(device: Device) -> None:
         device.spawner.plan.answers[NEW.digest] = (5.0, "silence")

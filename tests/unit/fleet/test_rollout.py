@@ -203,6 +203,8 @@ def test_a_package_on_trial_is_applied_once_the_trial_is_over() -> None:
         return facts(body(2), msgspec.structs.replace(reported(2, ("m", "applied")), trials=[trial]))
 
     assert progress(tried("running"), [("m", None)]) == (DeviceProgress.WAITING, "m is on trial")
+    jumped = tried("running", since_s=-86400.0)  # the board's clock was set while it ran
+    assert progress(jumped, [("m", None)])[0] is DeviceProgress.WAITING
     assert progress(tried("promoted"), [("m", None)])[0] is DeviceProgress.APPLIED
     assert progress(tried("returned"), [("m", None)])[1] == "the trial of m returned it: slower"
     assert progress(tried("returned", OLD), [("m", None)])[0] is DeviceProgress.APPLIED
