@@ -23,6 +23,7 @@ from edge_agent.core.desired_state import (
     RESTART_S,
     Attempt,
     DesiredState,
+    FoundPackage,
     InstalledPackages,
     Item,
     ItemState,
@@ -67,14 +68,13 @@ class DesiredStorage(Protocol):
 class PackageSource(Protocol):
     """Where packages are looked for. Implemented by `app.daemon.InboxSource`."""
 
-    def find(self, wanted: Collection[str]) -> Coroutine[Any, Any, Mapping[str, str]]:
+    def find(self, wanted: Collection[str]) -> Coroutine[Any, Any, Mapping[str, FoundPackage]]:
         """For digests that are wanted and can be had now: the name that `Operator.install` takes, or the path that
         `install_from` takes, by its slash."""
         ...
 
-    def refused(self, name: str) -> None:
-        """What was found under this name is not the package that it claims to be: not to be found again before it has
-        changed."""
+    def refused(self, found: FoundPackage) -> None:
+        """What was found is not the package that it claims to be: not to be found again unless it has changed since."""
         ...
 
 
@@ -113,14 +113,14 @@ class DesiredKeeper:
         self._storage = storage
         self._report = report
         self._installed: InstalledPackages | None = None
-        self._offered: Mapping[str, str] = {}
-        self._scan: asyncio.Task[Mapping[str, str]] | None = None
+        self._offered: Mapping[str, FoundPackage] = {}
+        self._scan: asyncio.Task[Mapping[str, FoundPackage]] | None = None
         self._scanned_s: float | None = None
         # Until when URLs wait for the first look through the folders; None once that was done.
         self._folders_first_s: float | None = context.clock.monotonic_s() + SCAN_S
         self._attempt: tuple[Attempt, asyncio.Task[None]] | None = None
         # The file that the attempt installs, and an attempt for an earlier version that was told to end.
-        self._file: str | None = None
+        self._file: FoundPackage | None = None
         self._stopped: asyncio.Task[None] | None = None
         self._not_taken: NotTaken | None = None
         self._connected = False
@@ -277,10 +277,10 @@ class DesiredKeeper:
         number = (attempt.number - 1) % (len(urls) + (found is not None))
         if found is not None and number == 0:
             self._file = found
-            if "/" in found:
-                await self._operator.install_from(found, digest, attempt.limit_s, self._trial())
+            if "/" in found.name:
+                await self._operator.install_from(found.name, digest, attempt.limit_s, self._trial())
             else:
-                await self._operator.install(found, attempt.limit_s, digest, self._trial())
+                await self._operator.install(found.name, attempt.limit_s, digest, self._trial())
         else:
             state, url = self._state, urls[number - (found is not None)]
 
@@ -303,8 +303,10 @@ class DesiredKeeper:
         (failure, file), self._file = (_failure(task), self._file), None
         if failure is not None and failure[0] is Cause.SOURCE and file is not None:
             self._source.refused(file)
-            self._offered = {digest: name for digest, name in self._offered.items() if name != file}
-        self._scanned_s = None  # what was installed has left the folder
+        if file is not None and (failure is None or failure[0] is Cause.SOURCE):
+            # What was installed has left the incoming folder; the next look finds what is there still.
+            self._offered = {digest: one for digest, one in self._offered.items() if one != file}
+        self._scanned_s = None
         self._state.attempt_ended(attempt.wanted, failure, self._around())
         self._save()
 
@@ -322,7 +324,7 @@ class DesiredKeeper:
         wanted = {item.wanted.package for item in state.items if item.state is ItemState.PENDING} - {None}
         now_s = self._context.clock.monotonic_s()
         due = self._scanned_s is None or now_s - self._scanned_s >= SCAN_S
-        if wanted and due and self._scan is None and self._attempt is None:
+        if wanted and due and self._scan is None:
             self._scanned_s = now_s
             find = self._source.find({one for one in wanted if one is not None})
             self._scan = asyncio.create_task(find, name="desired-sources")

@@ -51,6 +51,7 @@ from edge_agent.base.shown_text import one_line
 from edge_agent.bundle.gguf_header import header_at
 from edge_agent.config.load import device_id, load
 from edge_agent.config.settings import Settings
+from edge_agent.core.desired_state import FoundPackage
 from edge_agent.core.energy import EnergyMeter
 from edge_agent.lifecycle.running_code import code_stamp
 from edge_agent.lifecycle.supervision import Signals, SystemdNotifier
@@ -283,17 +284,17 @@ class InboxSource:
 
             self._sticks = StickLook(sticks)
 
-    async def find(self, wanted: Collection[str]) -> Mapping[str, str]:
+    async def find(self, wanted: Collection[str]) -> Mapping[str, FoundPackage]:
         """See `desired_keeper.PackageSource`; what lies in the incoming folder comes first."""
         on_sticks = {} if self._sticks is None else await self._sticks.find(wanted)
         return {**on_sticks, **await asyncio.to_thread(self._packages.find, wanted)}
 
-    def refused(self, name: str) -> None:
+    def refused(self, found: FoundPackage) -> None:
         """See `desired_keeper.PackageSource`."""
-        if self._sticks is not None and "/" in name:
-            self._sticks.refused(name)
+        if self._sticks is not None and "/" in found.name:
+            self._sticks.refused(found)
         else:
-            self._packages.refused(name)
+            self._packages.refused(found)
 
 
 class StoreProcess:

@@ -19,6 +19,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from edge_agent.base.causes import Cause
 from edge_agent.base.limits import DESIRED_ITEMS
@@ -237,6 +238,14 @@ class Item:
         self.next = what
 
 
+class FoundPackage(NamedTuple):
+    """A file that a package lies in: the name in the incoming folder, or the path on a stick, by its slash; `mark`:
+    what changes when the file is changed or exchanged."""
+
+    name: str
+    mark: tuple[int, ...] = ()
+
+
 class StoreAction(Enum):
     """What the agent is to do."""
 
@@ -339,13 +348,14 @@ class DesiredState:
                 self._note_others(around.installed, around.wall_s)
             for item in self.items:
                 self._observe(item, around.installed, around.wall_s)
-        if any(item.state is ItemState.WORKING for item in self.items):
-            return None
-        if self.spent_s + LEAST_ATTEMPT_S > self.terms.within_s:
+        working = any(item.state is ItemState.WORKING for item in self.items)
+        if not working and self.spent_s + LEAST_ATTEMPT_S > self.terms.within_s:
             self._time_is_up(around.wall_s)
             return None
         ready = [item for item in self.items if item.state is ItemState.PENDING and self._ready(item, around)]
-        if not ready:
+        for item in ready:
+            item.wait("waits for its turn")
+        if working or not ready:
             return None
         item = min(ready, key=lambda one: _ORDER[one.wanted.package is not None, one.wanted.adapter is not None])
         action = _action(item.wanted, around.installed or InstalledPackages())

@@ -120,15 +120,19 @@ class Blobs:
         return self.folder / digest.removeprefix("sha256:")
 
     def whole(self, found: Descriptor) -> bool:
-        """True when the blob is present with its size; its bytes are not read."""
+        """True when the blob is present with its size; its bytes are not read. What the disk does not give counts as
+        not present, so that it is written anew."""
         try:
             return self.path(found.digest).stat().st_size == found.size
-        except FileNotFoundError:
+        except OSError:
             return False
 
     def intact(self, found: Descriptor) -> bool:
         """True when the blob is present and its bytes have its digest."""
-        return self.whole(found) and self.digest_of(self.path(found.digest)) == found.digest
+        try:
+            return self.whole(found) and self.digest_of(self.path(found.digest)) == found.digest
+        except OSError:  # a bad sector
+            return False
 
     def digest_of(self, path: Path) -> str:
         """SHA-256 of a file, read in chunks."""
@@ -146,6 +150,10 @@ class Blobs:
             data = self.path(found.digest).read_bytes()
         except FileNotFoundError:
             raise PackageError("it is neither in the package nor in the store", where) from None
+        except OSError as error:
+            # Of one model: the daemon serves the others on.
+            remedy = "check the card and `dmesg`, and install its package again"
+            raise PackageError(f"it cannot be read: {error.strerror or error}", where, remedy) from error
         return check_bytes(found, data, where)
 
     def sync(self) -> None:

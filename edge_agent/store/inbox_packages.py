@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import os
 import stat
+import threading
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from edge_agent.base import limits
 from edge_agent.base.errors import EdgeError
 from edge_agent.bundle.jsonio import decode
 from edge_agent.bundle.statement import RELEASE_FILE, RELEASE_TYPE, Release
+from edge_agent.core.desired_state import FoundPackage
 
 MOST_FILES = 1024
 """Entries of the folder that are read, in the order in which the file system gives them."""
@@ -64,11 +66,14 @@ class InboxPackages:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        # By name: what tells a changed file, and its digest (None: no package).
+        # By name: what tells a changed file, and its digest (None: no package); and which an install refused. The last
+        # is changed by the look's thread and by the daemon's loop.
         self._known: dict[str, tuple[Mark, str | None]] = {}
+        self._refused: dict[str, Mark] = {}
+        self._lock = threading.Lock()
 
-    def find(self, wanted: Collection[str]) -> Mapping[str, str]:
-        """The names of files by the digests that are wanted; nothing where the folder cannot be read."""
+    def find(self, wanted: Collection[str]) -> Mapping[str, FoundPackage]:
+        """The files by the digests that are wanted; nothing where the folder cannot be read."""
         try:
             names = sorted(path.name for path in itertools.islice(self._folder.iterdir(), MOST_FILES))
         except OSError:
@@ -78,12 +83,20 @@ class InboxPackages:
             if not name.startswith(".") and (entry := self._look(name)) is not None:
                 known[name] = entry
         self._known = known
-        return {digest: name for name, (_, digest) in known.items() if digest is not None and digest in wanted}
+        with self._lock:
+            # A file that is not there any more has changed, too, and so has one that is exchanged.
+            self._refused = {name: mark for name, mark in self._refused.items() if known.get(name, ((),))[0] == mark}
+            return {
+                digest: FoundPackage(name, mark)
+                for name, (mark, digest) in known.items()
+                if digest is not None and digest in wanted and name not in self._refused
+            }
 
-    def refused(self, name: str) -> None:
-        """An install found that the file is not the package that it claims: it is looked at again once it changes."""
-        if (mark := file_mark(self._folder / name)) is not None:
-            self._known[name] = (mark, None)
+    def refused(self, found: FoundPackage) -> None:
+        """An install found that the file is not the package that it claims: it is looked at again once it changes, also
+        where it has changed since it was found."""
+        with self._lock:
+            self._refused[found.name] = found.mark
 
     def _look(self, name: str) -> tuple[Mark, str | None] | None:
         path = self._folder / name

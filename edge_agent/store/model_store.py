@@ -170,16 +170,17 @@ class ModelStore:
         # Imported here, because the daemon only reads and every imported module costs it memory.
         from edge_agent.store.install import Installer
         from edge_agent.store.install_plan import silent
-        from edge_agent.store.refusal import of_source
+        from edge_agent.store.refusal import of_source, read_marks
 
-        report_to = progress or silent
+        report_to, before = progress or silent, read_marks(package, descriptor)
         with self._changing():
             try:
                 report = Installer(self._root, self._state, self._blobs, self._context, report_to).run(
                     package, descriptor, digest
                 )
             except PackageError as error:
-                if digest is not None and of_source(error, package, digest, self._blobs, descriptor):
+                changed = read_marks(package, descriptor) != before
+                if digest is not None and of_source(error, package, digest, self._blobs, descriptor, changed=changed):
                     raise PackageError(error.what, error.where, error.remedy, Cause.SOURCE) from error
                 raise
             finally:

@@ -10,6 +10,7 @@ A file of its own because installs and downloads decide by it alike.
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 from edge_agent.base.causes import Cause
@@ -22,22 +23,41 @@ from edge_agent.bundle.manifest import Descriptor, Index, Manifest
 from edge_agent.bundle.statement import RELEASE_FILE, RELEASE_TYPE, Release
 from edge_agent.bundle.verify import check_blob, fetcher
 from edge_agent.store.disk import Blobs
+from edge_agent.store.inbox_packages import file_mark
 
 
 def of_source(
-    error: PackageError, path: Path, digest: str, blobs: Blobs, descriptor: int | None = None, *, head: bool = False
+    error: PackageError,
+    path: Path,
+    digest: str,
+    blobs: Blobs,
+    descriptor: int | None = None,
+    *,
+    head: bool = False,
+    changed: bool = False,
 ) -> bool:
     """Whether an install of `path`, where package `digest` is wanted, failed for what the source gave. Only failures
     that would end the package for good are looked into: of a signature, and where only the `head` is there, the
-    statement and the index are read again, else the whole package."""
+    statement and the index are read again, else the whole package. `changed`: while it was read."""
     if error.cause not in (Cause.PACKAGE_REFUSED, Cause.SIGNATURE):
         return False
+    if changed:
+        return True
     weights = not head and error.cause is not Cause.SIGNATURE
     try:
         with open_package(path, descriptor) as package:
             return foreign(package, digest, blobs, weights=weights) is not None
     except (PackageError, OSError):
         return True
+
+
+def read_marks(path: Path, descriptor: int | None = None) -> tuple[object, ...]:
+    """What changes when the file that is installed is changed or exchanged meanwhile: what was read first and what is
+    read afterwards are then two files, and a refusal of the one says nothing about the other."""
+    if descriptor is None:
+        return (file_mark(path),)
+    found = os.fstat(descriptor)
+    return (file_mark(path), found.st_size, found.st_mtime_ns)
 
 
 def foreign(package: Package, digest: str, blobs: Blobs, *, weights: bool = True) -> str | None:

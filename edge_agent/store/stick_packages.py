@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from edge_agent.base.errors import EdgeError
+from edge_agent.core.desired_state import FoundPackage
 from edge_agent.store.inbox_packages import Mark, file_mark, package_digest
 
 T = TypeVar("T")
@@ -41,16 +42,15 @@ class StickPackages:
     def __init__(self, folder: Path, now_s: Callable[[], float] = time.monotonic) -> None:
         self._folder = folder
         self._now_s = now_s
-        # By path: what tells a changed file, and its digest (None: no package); which were given to an install, and
-        # which an install refused. The last two are changed by the look's thread and by the daemon's loop, which never
-        # waits for more than the other's few lines.
+        # By path: what tells a changed file, and its digest (None: no package); and which an install refused. The last
+        # is changed by the look's thread and by the daemon's loop, which never waits for more than the other's few
+        # lines.
         self._lock = threading.Lock()
         self._known: dict[str, tuple[Mark, str | None]] = {}
-        self._given: dict[str, Mark] = {}
         self._refused: dict[str, Mark] = {}
 
-    def find(self, wanted: Collection[str]) -> Mapping[str, str]:
-        """The paths of files by the digests that are wanted."""
+    def find(self, wanted: Collection[str]) -> Mapping[str, FoundPackage]:
+        """The files, by their paths, by the digests that are wanted."""
         known, until_s = {}, self._now_s() + LOOK_S
         for path in _candidates(self._folder):
             if self._now_s() > until_s:
@@ -61,22 +61,18 @@ class StickPackages:
         marks = {path: mark for path, (mark, _) in known.items()}
         with self._lock:
             self._refused = {path: mark for path, mark in self._refused.items() if marks.get(path) == mark}
-            found = {
-                digest: path
-                for path, (_, digest) in known.items()
+            return {
+                digest: FoundPackage(path, mark)
+                for path, (mark, digest) in known.items()
                 if digest is not None and digest in wanted and path not in self._refused
             }
-            given = self._given | {path: marks[path] for path in found.values()}
-            self._given = {path: mark for path, mark in given.items() if marks.get(path) == mark}
-        return found
 
-    def refused(self, path: str) -> None:
+    def refused(self, found: FoundPackage) -> None:
         """An install found that the file is not the package that it claims: it is looked at again once it changes, or
         was away."""
         # Not asked of the file itself: the stick may not answer, and the daemon's loop calls this.
         with self._lock:
-            if (mark := self._given.get(path)) is not None:
-                self._refused[path] = mark
+            self._refused[found.name] = found.mark
 
     def _look(self, path: Path) -> tuple[Mark, str | None] | None:
         if (mark := file_mark(path)) is None:
@@ -155,11 +151,11 @@ class StickLook:
     ) -> None:
         self._folder, self._wait_s, self._packages = folder, wait_s, packages
         self._sticks: dict[Path, StickPackages] = {}
-        self._looks: dict[Path, _OwnThread[Mapping[str, str]]] = {}
+        self._looks: dict[Path, _OwnThread[Mapping[str, FoundPackage]]] = {}
         self._listing: _OwnThread[list[Path]] | None = None
         self._silent: frozenset[Path] = frozenset()
 
-    async def find(self, wanted: Collection[str]) -> Mapping[str, str]:
+    async def find(self, wanted: Collection[str]) -> Mapping[str, FoundPackage]:
         """See `StickPackages.find`: of all sticks that answer in time. One whose look before has not ended is passed
         by."""
         there = await self._there()
@@ -176,15 +172,15 @@ class StickLook:
         if begun:
             await asyncio.wait(begun, timeout=self._wait_s)
         self._note_silent(frozenset(stick for stick in there if self._busy(stick)))
-        found: dict[str, str] = {}
+        found: dict[str, FoundPackage] = {}
         for answer in begun:
             found |= answer.result() if answer.done() else {}
         return found
 
-    def refused(self, path: str) -> None:
+    def refused(self, found: FoundPackage) -> None:
         """See `StickPackages.refused`."""
-        if (packages := self._sticks.get(Path(path).parent)) is not None:
-            packages.refused(path)
+        if (packages := self._sticks.get(Path(found.name).parent)) is not None:
+            packages.refused(found)
 
     async def _there(self) -> list[Path]:
         if self._listing is None or not self._listing.busy:

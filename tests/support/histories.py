@@ -38,7 +38,7 @@ from edge_agent.agent.status_builder import Identity, StatusBuilder
 from edge_agent.base.causes import Cause
 from edge_agent.base.clock import ManualClock
 from edge_agent.base.errors import EdgeError, PackageError, StoreError
-from edge_agent.core.desired_state import DesiredState
+from edge_agent.core.desired_state import DesiredState, FoundPackage
 from edge_agent.protocol.envelope import Inbound, Outbound
 from edge_agent.protocol.topics import Topics
 from edge_agent.store.crash_points import INSTALL_POINTS
@@ -64,7 +64,7 @@ FAULTS = (
     "power cut in a change", "power cut in a change", "power cut in a change",
     "orderly stop", "kill at a save", "full", "room", "clock", "broker", "vanish", "arrive", "arrive", "half", "forged",
     "arrive all", "arrive all", "by hand", "by hand", "unreadable", "server", "server lies",
-    "stick", "stick", "stick away", "stick away in a change",
+    "stick", "stick", "stick away", "stick away in a change", "arrive all in a change",
 )  # fmt: skip
 
 
@@ -171,20 +171,20 @@ class Source:
         self._inbox, self._folder = inbox, sticks
         self._sticks: dict[Path, StickPackages] = {}
 
-    async def find(self, wanted: Collection[str]) -> Mapping[str, str]:
+    async def find(self, wanted: Collection[str]) -> Mapping[str, FoundPackage]:
         """See `PackageSource`."""
         self._sticks = {one: self._sticks.get(one) or StickPackages(one) for one in mounted(self._folder)}
-        on_sticks: dict[str, str] = {}
+        on_sticks: dict[str, FoundPackage] = {}
         for stick in self._sticks.values():
             on_sticks |= stick.find(wanted)
         return {**on_sticks, **self._inbox.find(wanted)}
 
-    def refused(self, name: str) -> None:
+    def refused(self, found: FoundPackage) -> None:
         """See `PackageSource`."""
-        if "/" not in name:
-            self._inbox.refused(name)
-        elif (stick := self._sticks.get(Path(name).parent)) is not None:
-            stick.refused(name)
+        if "/" not in found.name:
+            self._inbox.refused(found)
+        elif (stick := self._sticks.get(Path(found.name).parent)) is not None:
+            stick.refused(found)
 
 
 class Life:
@@ -330,6 +330,8 @@ class History:
         self.sticks = folder / "sticks"
         self.sticks.mkdir()
         self.pull_at: str | None = None
+        self.arrive_at: str | None = None
+        self.meanwhile: Callable[[], None] | None = None
         self.reported: dict[str, Any] = {}
         self.retained = b""
         self.published: list[bytes] = []
@@ -337,6 +339,7 @@ class History:
         self.children: set[asyncio.Task[None]] = set()
         self.cut_at: str | None = None
         self.fresh_s: dict[int, float] = {}
+        self.passed_by_s: dict[str, float] = {}
         self.reader = ModelStore(folder / "store")
         self.life: Life | None = None
 
@@ -378,10 +381,15 @@ class History:
 
     def _store(self) -> ModelStore:
         (cut_at, self.cut_at), (pull_at, self.pull_at) = (self.cut_at, None), (self.pull_at, None)
+        (arrive_at, self.arrive_at), (meanwhile, self.meanwhile) = (self.arrive_at, None), (self.meanwhile, None)
 
         def at(point: str) -> None:
             if point == pull_at:
                 self._pull_sticks()
+            if point == arrive_at:
+                self._files("arrive all")
+            if point == "verified" and meanwhile is not None:
+                meanwhile()
             if point == cut_at:
                 raise Killed
 
@@ -449,7 +457,7 @@ class History:
         if self.life is not None:
             self.life.doomed = ""
         self.full = self.unreadable = self.server_lies = False
-        self.cut_at = self.pull_at = None
+        self.cut_at = self.pull_at = self.arrive_at = None
         self.broker(up=True)
         await asyncio.sleep(max(WITHIN_S) + SLACK_S)
         while self.children:  # what a person began in the trouble
@@ -495,11 +503,22 @@ class History:
             if state is None or state.ended:
                 continue
             self.fresh_s[state.version] = spent_s = self.fresh_s.get(state.version, 0.0) + 1.0
+            self._watch_for_passed_by(state)
             if spent_s > state.terms.within_s + SLACK_S:
                 self.complain(
                     f"version {state.version} is stuck: {spent_s:.0f} s of {state.terms.within_s:.0f}, {state.items}"
                 )
                 return
+
+    def _watch_for_passed_by(self, state: DesiredState) -> None:
+        """A package that lies in the incoming folder, whole, is not waited for: whatever lay there before it."""
+        waited_for = {one.wanted.package for one in state.items if one.next.startswith("waits for the package")}
+        for digest, data in catalogue().data.items():
+            path = self.inbox / f"{digest[7:15]}.tar"
+            there = digest in waited_for and path.exists() and path.read_bytes() == data
+            self.passed_by_s[digest] = self.passed_by_s.get(digest, 0.0) + 1.0 if there else 0.0
+            if self.passed_by_s[digest] == SLACK_S:
+                self.complain(f"{path.name} lies there and is waited for")
 
     def _judge(self, when: str) -> None:
         said, life = self.reported, self.life
@@ -540,6 +559,8 @@ class History:
                 self.server_up = not self.server_up
             case "server lies":
                 self.server_lies = not self.server_lies
+            case "arrive all in a change":
+                self.arrive_at = "opened"
             case "stick" | "stick away" | "stick away in a change":
                 self._stick(fault)
             case "unreadable":
@@ -675,8 +696,8 @@ class History:
         self.start_process(work)
 
 
-def simulate(seed: int) -> Outcome:
-    """One history; the same seed gives the same one."""
+def simulate(seed: int, story: Callable[[History], Coroutine[Any, Any, None]] = History.play) -> Outcome:
+    """One history, of random trouble or as a test tells it; the same seed gives the same one."""
     catalogue()
     clock = ManualClock()
     loop = VirtualLoop(clock)
@@ -689,10 +710,11 @@ def simulate(seed: int) -> Outcome:
         with tempfile.TemporaryDirectory(dir=place) as folder, mock.patch.object(os, "fsync", lambda _one: None):
             history = loop.run_until_complete(_made(seed, clock, Path(folder)))
             try:
-                loop.run_until_complete(history.play())
+                loop.run_until_complete(story(history))
             except Stuck as error:
                 history.complain(str(error))
-            _end(loop)
+            finally:
+                _end(loop)
     finally:
         logger.setLevel(before)
     return history.outcome

@@ -11,7 +11,7 @@ from typing import Any
 from edge_agent.agent.commands import FetchedBytes
 from edge_agent.base.causes import Cause
 from edge_agent.base.errors import StoreError
-from edge_agent.core.desired_state import MOST_ITEMS, DesiredState, Item, ItemState, Terms, Wanted
+from edge_agent.core.desired_state import MOST_ITEMS, DesiredState, FoundPackage, Item, ItemState, Terms, Wanted
 from edge_agent.core.trial_records import TrialRecord
 from edge_agent.protocol.envelope import Inbound
 from edge_agent.protocol.messages import TrialOrder
@@ -31,13 +31,13 @@ class Shop:
         self.digests = set(digests)
         self.place = ""
 
-    async def find(self, wanted: Collection[str]) -> Mapping[str, str]:
+    async def find(self, wanted: Collection[str]) -> Mapping[str, FoundPackage]:
         """See `PackageSource`."""
-        return {digest: f"{self.place}{digest[7]}.tar" for digest in wanted if digest in self.digests}
+        return {digest: FoundPackage(f"{self.place}{digest[7]}.tar") for digest in wanted if digest in self.digests}
 
-    def refused(self, name: str) -> None:
+    def refused(self, found: FoundPackage) -> None:
         """See `PackageSource`."""
-        self.digests = {digest for digest in self.digests if f"{self.place}{digest[7]}.tar" != name}
+        self.digests = {digest for digest in self.digests if f"{self.place}{digest[7]}.tar" != found.name}
 
 
 class Installer:

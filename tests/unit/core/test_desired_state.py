@@ -194,6 +194,18 @@ def test_a_package_is_installed_base_before_adapter_and_both_are_applied() -> No
     assert board.state.summary is ItemState.APPLIED and board.state.left_s == 0.0
 
 
+def test_what_could_be_begun_says_that_it_waits_for_its_turn_and_ends_with_that() -> None:
+    other = Wanted("x", None, "p3")
+    board = Board([MODEL, other], offered={"p1"})
+    assert board.step() is not None and "in no source" in board.item(other).next
+    board.offered = {"p1", "p3"}
+    assert board.step() is None and board.item(other).next == "waits for its turn", "its package came meanwhile"
+    board.now_s += WITHIN_S
+    board.end(Cause.EXPIRED, done=False)
+    board.step()
+    assert board.item(other).reason == "not done within 600 s of running: it waits for its turn"
+
+
 def test_what_a_killed_attempt_did_counts_and_what_a_good_one_did_not_bring_is_refused() -> None:
     board = Board([MODEL], offered={"p1"})
     board.step()

@@ -207,6 +207,33 @@ def test_a_cut_off_file_takes_the_model_out_of_service_and_says_so(library: Mode
     assert held.current == {} and held.damaged == {("tiny", None)} and not held.shows(Wanted("tiny", None, None))
 
 
+@pytest.mark.parametrize("weights", [False, True], ids=["manifest", "weights"])
+def test_a_bad_sector_takes_one_model_out_of_service_and_an_install_writes_it_anew(
+    library: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: bool
+) -> None:
+    packages = [tiny.base_package(tmp_path, 1, name, seed) for seed, name in enumerate(("tiny", "mini"))]
+    for package in packages:
+        library.install(package)
+    model = next(one for one in library.active() if one.name == "tiny")
+    bad = Path(model.variant.files["model"]) if weights else tmp_path / "store/blobs/sha256" / model.variant.digest[7:]
+    inode, real = bad.stat().st_ino, Path.open
+
+    def opened(path: Path, *more: Any, **named: Any) -> Any:
+        if path.exists() and path.stat().st_ino == inode:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return real(path, *more, **named)
+
+    monkeypatch.setattr(Path, "open", opened)
+    reopened = ModelStore(tmp_path / "store", install_context())
+    if not weights:  # which are read by the worker alone
+        assert [one.name for one in reopened.active()] == ["mini"]
+        assert "it cannot be read: Input/output error (check the card" in reopened.problems()[0]
+        assert reopened.packages().damaged == {("tiny", None)}
+    assert [one.models for one in reopened.scrub()] == [("tiny",)]
+    assert reopened.install(packages[0]).written_bytes > 0
+    assert reopened.scrub() == () and len(reopened.active()) == 2 and bad.stat().st_ino != inode
+
+
 def test_probes_that_fail_keep_the_old_version(library: ModelStore, tmp_path: Path) -> None:
     library.install(tiny.base_package(tmp_path))
     before = snapshot(tmp_path / "store")

@@ -13,8 +13,9 @@ import pytest
 
 from edge_agent.base.causes import Cause
 from edge_agent.base.errors import PackageError
+from edge_agent.core.desired_state import FoundPackage
 from edge_agent.store import stick_packages
-from edge_agent.store.inbox_packages import package_digest
+from edge_agent.store.inbox_packages import file_mark, package_digest
 from edge_agent.store.install_plan import InstallContext
 from edge_agent.store.model_store import ModelStore
 from edge_agent.store.stick_packages import StickLook, StickPackages, mounted
@@ -27,6 +28,10 @@ def stick(tmp_path: Path, name: str = "usb") -> Path:
     return folder
 
 
+def paths(packages: StickPackages, digest: str) -> list[str]:
+    return [one.name for one in packages.find({digest}).values()]
+
+
 def test_a_package_on_a_stick_is_found_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package, folder = tiny.base_package(tmp_path), stick(tmp_path)
     digest = package_digest(package)
@@ -36,16 +41,17 @@ def test_a_package_on_a_stick_is_found_and_stays(tmp_path: Path, monkeypatch: py
     target.write_bytes(package.read_bytes()[:-1])
     assert found.find({digest}) == {}, "still being copied"
     target.write_bytes(package.read_bytes())
-    assert found.find({digest}) == {digest: str(target)} and found.find({"sha256:0"}) == {}
+    assert paths(found, digest) == [str(target)] and found.find({"sha256:0"}) == {}
+    given = found.find({digest})[digest]
     with monkeypatch.context() as patch:
         patch.setattr(stick_packages, "file_mark", lambda path: pytest.fail("the stick was asked on the daemon's loop"))
-        found.refused(str(target))
+        found.refused(given)
     assert found.find({digest}) == {}
     data = target.read_bytes()
     target.unlink()
     assert found.find({digest}) == {}
     target.write_bytes(data)
-    assert found.find({digest}) == {digest: str(target)}, "put in again, it is looked at again"
+    assert paths(found, digest) == [str(target)], "put in again, it is looked at again"
     assert StickPackages(tmp_path / "none").find({digest}) == {}
 
 
@@ -55,15 +61,15 @@ def test_a_refusal_holds_though_a_look_is_under_way(tmp_path: Path) -> None:
     digest = package_digest(package)
     target = folder / "a.tar"
     target.write_bytes(package.read_bytes())
-    during = [False]
+    during, given = [False], FoundPackage(str(target), file_mark(target) or ())
 
     def now_s() -> float:
         if during[0]:
-            found.refused(str(target))
+            found.refused(given)
         return 0.0
 
     found = StickPackages(folder, now_s)
-    assert found.find({digest}) == {digest: str(target)}
+    assert found.find({digest}) == {digest: given}
     during[0] = True
     assert found.find({digest}) == {}
     during[0] = False
@@ -109,7 +115,7 @@ class Dying(StickPackages):
 
     let_go = threading.Event()
 
-    def find(self, wanted: Collection[str]) -> Mapping[str, str]:
+    def find(self, wanted: Collection[str]) -> Mapping[str, FoundPackage]:
         """See `StickPackages`."""
         if self._folder.name.startswith("dead"):
             self.let_go.wait()
@@ -137,9 +143,10 @@ def test_a_stick_that_does_not_answer_hides_no_other(
     async def run() -> None:
         look = StickLook(tmp_path / "media", 0.2, Dying)
         for _ in range(3):
-            assert await look.find({digest}) == {digest: str(good)}
+            found = await look.find({digest})
+            assert found[digest].name == str(good)
         assert sum("does not answer" in one.message for one in caplog.records) == 1, "said once"
-        look.refused(str(good))
+        look.refused(found[digest])
         assert await look.find({digest}) == {}
         # Pulled out and put in under another name: its thread stays with the kernel, and their number is bounded.
         for number in range(2, 6):
@@ -151,13 +158,13 @@ def test_a_stick_that_does_not_answer_hides_no_other(
         late = stick(tmp_path, "dead-9") / "b.tar"
         late.write_bytes(package.read_bytes())
         await look.find({digest})
-        assert await look.find({digest}) == {digest: str(late)}
+        assert (await look.find({digest}))[digest].name == str(late)
         late.unlink()
         late.parent.rmdir()
         (tmp_path / "media" / "usb").rename(tmp_path / "away")
         assert await look.find({digest}) == {}
         (tmp_path / "away").rename(tmp_path / "media" / "usb")
-        assert await look.find({digest}) == {digest: str(good)}, "put in again, it is looked at again"
+        assert (await look.find({digest}))[digest].name == str(good), "put in again, it is looked at again"
 
     try:
         asyncio.run(run())
