@@ -174,9 +174,14 @@ class DesiredKeeper:
         else:
             self._take(decoded)
 
+    def receive_later(self, message: Inbound) -> None:
+        """As `receive`, at the next look, and only the last of those that come until then: there are too many."""
+        self._waiting = message
+
     def tick(self) -> None:
         """Look at the store and the sources; begin what can be begun, save and publish what has changed."""
         self._read_saved()
+        self._take_waiting()
         self._take_scan()
         self._end_attempt()
         around, state = self._around(), self._state
@@ -207,8 +212,11 @@ class DesiredKeeper:
         if self._state is not None:
             self._announced = (self._state.version, self._state.summary)
             self._state.restarted(self._context.clock.wall_s())
-        waiting, self._waiting = self._waiting, None
-        if waiting is not None:
+        self._take_waiting()
+
+    def _take_waiting(self) -> None:
+        if self._unread is None and self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
             self.receive(waiting)
 
     # ---- what arrives ----------------------------------------------------------------------------------------------

@@ -6,8 +6,9 @@ Commands and cancels are handed on; what is none of these is refused, or dropped
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from edge_agent.agent.commands import Commands
 from edge_agent.agent.context import Context
@@ -41,6 +42,18 @@ from edge_agent.protocol.topics import CommandTarget, DesiredTarget, ReplyAllowe
 GENERATOR_FORMS = frozenset({"prompt", "messages"})
 
 
+class DesiredMessages(Protocol):
+    """Takes the messages on the desired topic. Implemented by `desired_keeper.DesiredKeeper`."""
+
+    def receive(self, message: Inbound) -> None:
+        """A message."""
+        ...
+
+    def receive_later(self, message: Inbound) -> None:
+        """One of too many at once: only the last of them counts."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class IntakeOptions:
     """`queue_jobs`: requests that may be open at once on this device; `bounds`: what one message may hold; `desired`
@@ -48,7 +61,7 @@ class IntakeOptions:
 
     queue_jobs: int
     bounds: Bounds
-    desired: Callable[[Inbound], None]
+    desired: DesiredMessages
 
 
 class Intake:
@@ -79,6 +92,9 @@ class Intake:
         now_s, sender = self._context.clock.monotonic_s(), self._sender(message)
         if self._context.door_rate.turns_away(sender, now_s):
             self._context.acks.release(message)
+            if isinstance(self._context.topics.parse(message.topic), DesiredTarget):
+                # The broker retains the last one and does not send it again while the connection lasts.
+                self._options.desired.receive_later(message)
             return
         decoded = decode(message, topics=self._context.topics, now_s=now_s, bounds=self._options.bounds)
         if isinstance(decoded, Request):
@@ -97,7 +113,7 @@ class Intake:
         elif isinstance(decoded, Command):
             await self._commands.take(decoded)
         elif isinstance(self._context.topics.parse(message.topic), DesiredTarget):
-            self._options.desired(message)
+            self._options.desired.receive(message)
         # Orders count, too, as if they came to nothing: nobody has use for a hundred a second.
         return False
 

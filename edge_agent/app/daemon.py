@@ -189,7 +189,7 @@ def build(
     store = StoreProcess(config, settings.store.inbox_path)
     commands = Commands(context, manager, store, lambda: builder.diagnosis(manager.served_models, host.readings))
     desired = _desired(settings, context, library, store, publisher)
-    intake_options = IntakeOptions(settings.limits.queue_jobs, wiring.bounds(settings), desired[0].receive)
+    intake_options = IntakeOptions(settings.limits.queue_jobs, wiring.bounds(settings), desired[0])
     intake = Intake(context, intake_options, manager, server, events, commands)
     keepers = StateKeeper(context, hold, library, trouble), CodeWatch(context, hold.code, code_stamp)
     trials = TrialWatch(context, library, manager, host, store, TrialFile(state_dir), responder)

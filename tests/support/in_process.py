@@ -194,7 +194,7 @@ class Device:
             given.get("desired") or NothingSaved(),
             self.publisher.reported,
         )
-        options = IntakeOptions(queue_jobs, Bounds(), self.desired.receive)
+        options = IntakeOptions(queue_jobs, Bounds(), self.desired)
         self.intake = Intake(self.context, options, self.manager, self.server, events, self.commands)
         self.probes: dict[str | tuple[str, str], ProbeFile] = {}
         self.canary = CanaryProber(self.context, self.manager, self._probes_of, canary_s)

@@ -210,6 +210,23 @@ def test_duplicates_old_versions_and_other_contents_change_nothing(tmp_path: Pat
     Device.run(scenario, ports=parts(tmp_path, P1, P2))
 
 
+def test_the_last_of_a_flood_of_messages_is_taken(tmp_path: Path) -> None:
+    """A script that publishes in a loop: most are dropped unread, and the broker sends the one that it retains once."""
+
+    async def scenario(device: Device) -> None:
+        await device.intake.take(message(1))
+        for _ in range(8_200):  # as many came before
+            device.context.door_rate.note_futile("DesiredTarget/", device.clock.monotonic_s())
+        for version in range(2, 200):
+            await device.intake.take(message(version))
+        assert device.context.door_rate.take_turned_away() == 198
+        assert device.desired.state is not None and device.desired.state.version == 1
+        await pass_s(device, 2)
+        assert reported(device)["version"] == 199
+
+    Device.run(scenario, ports=parts(tmp_path, P1))
+
+
 def test_a_newer_version_stops_the_attempt_for_the_older_one(tmp_path: Path) -> None:
     ports = parts(tmp_path, P1, P2)
     ports["operator"].takes_s = 100.0
