@@ -26,6 +26,7 @@ from edge_agent.protocol.worker_messages import (
     Accepted,
     AnyEvent,
     FootprintRead,
+    Heartbeat,
     JobDone,
     JobFailed,
     JobWork,
@@ -65,6 +66,8 @@ class ServedModel:
         self.worker: WorkerProcess
 
     def on_event(self, event: AnyEvent) -> None:
+        if isinstance(event, Heartbeat):  # of a job of many steps
+            return
         assert isinstance(event, (JobDone, JobFailed)), event
         self.events.setdefault(event.id, []).append(event)
         self._changed.set()
