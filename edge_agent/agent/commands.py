@@ -213,21 +213,21 @@ class Commands:
             text = f"model {served.name!r} may be loaded again: quarantine lifted by cmd/load"
             self._context.announce("quarantine-lifted", text, {"model": served.name}, "info")
         self._manager.lift(served)
-        async with _at_rest(served):
+        async with at_rest(served):
             await self._manager.ensure_loaded(served)
         served.wake_up()
         return {"footprint_bytes": served.footprint_bytes, "load_s": round(served.lifecycle.load_s, 3)}
 
     async def _unload(self, command: Command) -> Mapping[str, Any]:
         served = self._served(_body(command, ModelOrder).model)
-        async with _at_rest(served):
+        async with at_rest(served):
             await self._manager.unload(served)
         return {}
 
     async def _attach(self, command: Command) -> Mapping[str, Any]:
         body = _body(command, AdapterOrder)
         served = self._served(body.model)
-        async with _at_rest(served):
+        async with at_rest(served):
             await self._manager.ensure_loaded(served)
             await served.ensure_attached(body.adapter)
         return {"attached": list(served.attached)}
@@ -235,7 +235,7 @@ class Commands:
     async def _detach(self, command: Command) -> Mapping[str, Any]:
         body = _body(command, AdapterOrder)
         served = self._served(body.model)
-        async with _at_rest(served):
+        async with at_rest(served):
             if served.worker is not None and body.adapter in served.attached:
                 await served.worker.detach(body.adapter)
         return {"attached": list(served.attached)}
@@ -271,7 +271,7 @@ class Commands:
 
 
 @contextlib.asynccontextmanager
-async def _at_rest(served: ServedModel) -> AsyncIterator[None]:
+async def at_rest(served: ServedModel) -> AsyncIterator[None]:
     """Hold the served model's lock. A generator that always has requests would never release it: it drains first."""
     served.lifecycle.drain(DrainReason.ORDER)
     try:

@@ -140,6 +140,10 @@ class DesiredKeeper:
         """What the device works on, or has ended with."""
         return self._state
 
+    def urls(self, package: str) -> tuple[str, ...]:
+        """Where the desired state says that a package can be fetched."""
+        return self._sources().get(package, ())
+
     async def run(self) -> None:
         """Look once a second, until cancelled; an attempt under way is stopped then."""
         try:

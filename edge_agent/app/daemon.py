@@ -37,6 +37,7 @@ from edge_agent.agent.respond import Responder
 from edge_agent.agent.serving import ModelServer
 from edge_agent.agent.status_builder import Identity, StatusBuilder
 from edge_agent.agent.store_changes import StoreChanges
+from edge_agent.agent.store_scrub import StoreScrub
 from edge_agent.agent.trial_watch import TrialWatch
 from edge_agent.agent.worker_events import WorkerEventHandler
 from edge_agent.app import wiring
@@ -188,7 +189,7 @@ def build(
 
     store = StoreProcess(config, settings.store.inbox_path)
     commands = Commands(context, manager, store, lambda: builder.diagnosis(manager.served_models, host.readings))
-    desired = _desired(settings, context, library, store, publisher)
+    desired = _desired(settings, context, library, store, publisher, manager)
     intake_options = IntakeOptions(settings.limits.queue_jobs, wiring.bounds(settings), desired[0])
     intake = Intake(context, intake_options, manager, server, events, commands)
     keepers = StateKeeper(context, hold, library, trouble), CodeWatch(context, hold.code, code_stamp)
@@ -220,12 +221,18 @@ def _trace_reports(
 
 
 def _desired(
-    settings: Settings, context: Context, library: ModelStore, store: StoreProcess, publisher: Publisher
-) -> tuple[DesiredKeeper, DownloadKeeper]:
+    settings: Settings,
+    context: Context,
+    library: ModelStore,
+    store: StoreProcess,
+    publisher: Publisher,
+    manager: ModelManager,
+) -> tuple[DesiredKeeper, DownloadKeeper, StoreScrub]:
     inbox = InboxSource(settings.store.inbox_path, settings.store.sticks_dir)
     storage = DesiredFile(settings.store.state_dir)
     keeper = DesiredKeeper(context, library.packages, store, inbox, storage, publisher.reported)
-    return keeper, DownloadKeeper(settings.store.state_dir / DOWNLOADS)
+    scrub = StoreScrub(context, library, manager, store, inbox, keeper.urls)
+    return keeper, DownloadKeeper(settings.store.state_dir / DOWNLOADS), scrub
 
 
 def _transport(settings: Settings, topics: Topics, will: Outbound) -> MqttTransport:

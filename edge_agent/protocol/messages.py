@@ -349,6 +349,7 @@ EVENT_KINDS = (
     "engine-build",
     "broker",
     "state-folder",
+    "store-damaged",
     "removed",
     "desired",
     "trial-started",

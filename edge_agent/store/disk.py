@@ -127,19 +127,20 @@ class Blobs:
         except OSError:
             return False
 
-    def intact(self, found: Descriptor) -> bool:
-        """True when the blob is present and its bytes have its digest."""
+    def intact(self, found: Descriptor, pace: Callable[[], None] = lambda: None) -> bool:
+        """True when the blob is present and its bytes have its digest. `pace` is called after each MiB."""
         try:
-            return self.whole(found) and self.digest_of(self.path(found.digest)) == found.digest
+            return self.whole(found) and self.digest_of(self.path(found.digest), pace) == found.digest
         except OSError:  # a bad sector
             return False
 
-    def digest_of(self, path: Path) -> str:
+    def digest_of(self, path: Path, pace: Callable[[], None] = lambda: None) -> str:
         """SHA-256 of a file, read in chunks."""
         running = hashlib.sha256()
         with path.open("rb") as file:
             while chunk := file.read(MIB):
                 running.update(chunk)
+                pace()
         return "sha256:" + running.hexdigest()
 
     def fetch(self, found: Descriptor, limit_bytes: int) -> bytes:

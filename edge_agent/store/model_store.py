@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,11 +53,13 @@ class ModelHistory:
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """A blob that is missing or whose bytes are not its digest, and the models that need it."""
+    """A blob that is missing or whose bytes are not its digest, the models that need it, and the packages (digests of
+    their indexes) by which versions that are current came to it."""
 
     digest: str
     models: tuple[str, ...]
     problem: str
+    packages: tuple[str, ...] = ()
 
 
 class ModelStore:
@@ -255,16 +257,18 @@ class ModelStore:
                 self._collect(msgspec.structs.replace(record, models=models))
                 self._write(record, models)
 
-    def scrub(self) -> tuple[Damage, ...]:
-        """Hash every blob that a version needs and name the damaged ones; installing again repairs them."""
-        found: dict[str, tuple[set[str], str]] = {}
+    def scrub(self, pace: Callable[[], None] = lambda: None) -> tuple[Damage, ...]:
+        """Hash every blob that a version needs and name the damaged ones; installing again repairs them. `pace` is
+        called after each MiB that was read."""
+        found: dict[str, Damage] = {}
         for name, model in self._state.read().models.items():
             for version in model.versions():
-                for digest, problem in self._damaged(version):
-                    found.setdefault(digest, (set(), problem))[0].add(name)
-        return tuple(
-            Damage(digest, tuple(sorted(names)), problem) for digest, (names, problem) in sorted(found.items())
-        )
+                for digest, problem, package in self._damaged(version, pace):
+                    known = found.get(digest, Damage(digest, (), problem))
+                    packages = {*known.packages, *((package,) if version is model.current else ())}
+                    models = tuple(sorted({*known.models, name}))
+                    found[digest] = Damage(digest, models, known.problem, tuple(sorted(packages)))
+        return tuple(found[digest] for digest in sorted(found))
 
     def collect(self) -> int:
         """Delete what no version needs; returns the bytes that came free."""
@@ -343,17 +347,20 @@ class ModelStore:
             raise StoreError(f"there is no model {name!r} (installed: {there})", cause=Cause.UNKNOWN_MODEL)
         return record.models[name]
 
-    def _damaged(self, version: InstalledVersion) -> Iterator[tuple[str, str]]:
+    def _damaged(self, version: InstalledVersion, pace: Callable[[], None]) -> Iterator[tuple[str, str, str]]:
+        """(digest, problem, package) of each."""
+        came_by = {one.manifest.digest: one.package for one in version.adapters}
         for ref in version.manifests():
+            package = came_by.get(ref.digest, version.package)
             try:
                 item = read_item(installed_models.descriptor(ref), self._blobs.fetch)
             except PackageError as error:
-                yield ref.digest, str(error)
+                yield ref.digest, str(error), package
                 continue
             kept = ref.digest == version.chosen or isinstance(item, AdapterItem)
             for found in item.manifest.descriptors():
-                if not self._blobs.intact(found) and (kept or self._blobs.path(found.digest).exists()):
-                    yield found.digest, "missing or changed on disk"
+                if not self._blobs.intact(found, pace) and (kept or self._blobs.path(found.digest).exists()):
+                    yield found.digest, "missing or changed on disk", package
 
 
 def _without(found: ModelRecord, model: str, adapter: str) -> ModelRecord:
