@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -86,6 +87,58 @@ def test_a_root_that_lacks_either_threshold_is_refused(steps: Sequence[Step]) ->
     assert follow(*steps[:-1]).root.version == len(steps) - 1
     with pytest.raises(SignatureError):
         follow(*steps)
+
+
+# Keys of the role, its threshold, who signed: the cases of roles other than the root, which is the release here.
+RELEASES = {
+    "the one key signs": ([2], 1, [2], True),
+    "signatures of strangers are passed over": ([1], 1, [3, 1, 4], True),
+    "the new key did not sign": ([2], 1, [1, 3, 4], False),
+    "a key that was taken out signs as the third": (LESS_TWO, 3, [0, 2, 4], False),
+    "two of three": (LESS_TWO, 3, [0, 4], False),
+    "three of five, first": (FIVE, 3, [0, 2, 4], True),
+    "three of five, second": (FIVE, 3, [0, 4, 1], True),
+    "three of five, third": (FIVE, 3, [0, 1, 3], True),
+    "three of five, fourth": (FIVE, 3, [1, 2, 3], True),
+    "three of five, fifth": (FIVE, 3, [2, 3, 4], True),
+}
+
+
+def with_release_keys(keys: Sequence[int], threshold: int) -> Trust:
+    """A root of one key whose release role has these."""
+    every = {KEYS[number].keyid: KEYS[number].public_hex for number in {9, *keys}}
+    release = Role(keys=tuple(KEYS[number].keyid for number in keys), threshold=threshold)
+    root = Root(
+        schema=1, version=1, keys=every, roles=Roles(root=Role(keys=(KEYS[9].keyid,), threshold=1), release=release)
+    )
+    return Trust.from_operator(sign.wrap(ROOT_TYPE, jsonio.encode(root), [KEYS[9]]))
+
+
+@pytest.mark.parametrize(("keys", "threshold", "signers", "taken"), RELEASES.values(), ids=RELEASES)
+def test_a_release_of_rotated_keys(keys: Sequence[int], threshold: int, signers: Sequence[int], taken: bool) -> None:
+    envelope, payload = sign.unwrap(sign.wrap("t", b"{}", [KEYS[number] for number in signers]), "t", "w")
+    trust = with_release_keys(keys, threshold)
+    if taken:
+        assert len(trust.check_release(envelope, payload, "w")) == threshold
+    else:
+        with pytest.raises(SignatureError):
+            trust.check_release(envelope, payload, "w")
+
+
+@pytest.mark.parametrize("damage", ["another's", "empty"])
+def test_a_wrong_signature_of_a_trusted_key_is_refused_beside_enough_right_ones(damage: str) -> None:
+    """Stricter than the case, which takes it: whoever changed a file after it was signed is told so."""
+    envelope, payload = sign.unwrap(sign.wrap("t", b"{}", [KEYS[0], KEYS[1]]), "t", "w")
+    first, second = envelope.signatures
+    wrong = msgspec.structs.replace(first, sig=second.sig if damage == "another's" else "")
+    damaged = msgspec.structs.replace(envelope, signatures=(wrong, second))
+    with pytest.raises(SignatureError, match="does not fit the contents"):
+        with_release_keys([0, 1], 1).check_release(damaged, payload, "w")
+
+
+def test_another_kind_of_document_is_no_root() -> None:
+    with pytest.raises(PackageError, match="its payload is .* is needed"):
+        Trust.from_operator(sign.wrap("application/other", b"{}", [KEYS[0]]))
 
 
 numbers = st.lists(st.integers(0, 5), min_size=1, max_size=4, unique=True)
