@@ -29,6 +29,8 @@ PAUSE_S = 0.05
 """After each MiB that was read: 20 MiB a second at most, so that the card and a core are left to the models."""
 BUSY_TRIES, BUSY_S = 20, 30.0
 """While another change of the store is at work."""
+CHANGED_TRIES = 3
+"""Readings in a row during which the store was changed; then the next look decides."""
 CONDITION = "store"
 
 
@@ -56,6 +58,10 @@ class ScrubbedStore(Protocol):
 
     def scrub(self, pace: Callable[[], None]) -> Sequence[DamagedFile]:
         """Every damaged file; `pace` is called after each MiB. Raises StoreError."""
+        ...
+
+    def generation(self) -> int:
+        """A number that every change of the store changes. Raises StoreError."""
         ...
 
 
@@ -104,7 +110,13 @@ class StoreScrub:
                 raise StoreError("the reading was stopped", "store")
 
         try:
-            return await asyncio.to_thread(self._store.scrub, pace)
+            for _ in range(CHANGED_TRIES):
+                before = self._store.generation()
+                found = await asyncio.to_thread(self._store.scrub, pace)
+                # An install meanwhile has deleted files of the version that it found there.
+                if not found or self._store.generation() == before:
+                    return found
+            return ()
         except EdgeError as error:
             log.warning("the store cannot be read through: %s", error)
             return ()

@@ -40,10 +40,17 @@ class Store:
 
     def __init__(self, *damage: Damage) -> None:
         self.damage: Sequence[Damage] = damage
+        self.changes = 0
+        self.looks = 0
 
     def scrub(self, pace: Callable[[], None]) -> Sequence[Damage]:
         """See `ScrubbedStore`."""
+        self.looks += 1
         return self.damage
+
+    def generation(self) -> int:
+        """See `ScrubbedStore`; `changes` installs are at work, one in each look."""
+        return min(self.looks, self.changes)
 
 
 class Places:
@@ -118,6 +125,19 @@ def test_what_no_source_has_makes_the_device_degraded_until_it_is_whole() -> Non
         await scrub(device, places).look()
         assert "store" not in device.context.conditions
         assert device.kinds().count("store-damaged") == 1
+
+    Device.run(scenario, a_model())
+
+
+def test_what_an_install_deletes_while_the_store_is_read_is_no_damage() -> None:
+    async def scenario(device: Device) -> None:
+        places = Places(Store(DAMAGE), "a.tar")
+        places.store.changes = 99
+        await scrub(device, places).look()
+        assert places.calls == [] and device.context.conditions == {} and places.store.looks == 3
+        places.store.changes = places.store.looks + 1
+        await scrub(device, places).look()
+        assert places.calls == [("install", "a.tar")], "read once more, and damaged still"
 
     Device.run(scenario, a_model())
 
