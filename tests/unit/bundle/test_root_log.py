@@ -137,7 +137,7 @@ def test_a_wrong_signature_of_a_trusted_key_is_refused_beside_enough_right_ones(
 
 
 def test_another_kind_of_document_is_no_root() -> None:
-    with pytest.raises(PackageError, match="its payload is .* is needed"):
+    with pytest.raises(PackageError, match=r"its payload is .* is needed"):
         Trust.from_operator(sign.wrap("application/other", b"{}", [KEYS[0]]))
 
 
