@@ -248,7 +248,9 @@ class Intake:
             generator, running = self._generator_load(served, now_s), served.running.values()
             return generator_wait_and_first_token_s(served.queue, job, running, costs, generator, now_s)
         load = self._worker_load(served)
-        running_s = remaining_s(served.running.values(), costs, load, now_s, job.key[0])
+        # What takes several steps itself is begun after another such request.
+        client = job.key[0] if job.rows <= load.max_rows else None
+        running_s = remaining_s(served.running.values(), costs, load, now_s, client)
         load = replace(load, running_s=running_s, load_s=served.lifecycle.load_left_s(now_s))
         return wait_and_compute_s(served.queue, job, costs, load, now_s)
 

@@ -11,6 +11,7 @@ from edge_agent.base.limits import ADAPTERS_RESIDENT, WORKER_SILENCE_S
 from edge_agent.bundle.catalog import TaskSpec
 from edge_agent.core.duty_cycle import FinishedStep
 from edge_agent.core.governor import ComputeGrant, GovernorLevel
+from edge_agent.core.job import Job
 from edge_agent.protocol.worker_messages import JobDone
 from tests.support.fakes import Plan, a_model, a_variant, an_adapter
 from tests.support.in_process import Device
@@ -676,6 +677,23 @@ def test_what_others_ask_is_computed_beside_a_list_of_many_texts() -> None:
         worker.finish()
         await settle()
         assert [device.status(name) for name in ("long", "more", "own")] == [200, 200, 200]
+
+    Device.run(scenario, a_model(), plan=Plan(compute_s=None))
+
+
+def test_a_second_long_list_expects_the_end_of_the_first_and_a_short_request_two_steps() -> None:
+    async def scenario(device: Device) -> None:
+        served, now_s = device.manager.served_models["m"], device.clock.monotonic_s()
+        for rows in (1, 8):
+            device.context.costs.learn(served.cost_key, rows, rows, 1.0, device.context.grant.threads)
+        await device.ask("long", {"texts": ["x"] * 64}, client="hog", deadline_s=60.0)
+        await settle()
+
+        def expected_s(client: str, rows: int) -> float | None:
+            job = Job((client, "1"), "m", None, ("x",) * rows, {}, 5, now_s + 60.0, now_s)
+            return device.intake._predicted_s(job, served, device.clock.monotonic_s())[0]
+
+        assert expected_s("good", 1) == 2.0 and expected_s("hog", 1) == expected_s("good", 64) == 8.0
 
     Device.run(scenario, a_model(), plan=Plan(compute_s=None))
 
