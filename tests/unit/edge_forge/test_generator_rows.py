@@ -110,6 +110,39 @@ def test_what_cannot_be_a_part_of_the_dialogue_is_refused_by_its_key(tmp_path, r
         list(read(path, GeneratorDataSection(train="x")))
 
 
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"tools": [{"name": "lamp"}]}, "the row has 'tools', which is not taught here"),
+        ({"answer": {"tool_calls": [{"function": {}}]}}, "message 2 has 'tool_calls', which is not taught"),
+        ({"answer": {"reasoning_content": "hm"}}, "message 2 has 'reasoning_content'"),
+        ({"answer": {"weight": 0}}, "message 2 has the weight 0: every answer is learned alike"),
+        ({"tools": [], "functions": "[]", "answer": {"weight": 1, "tool_calls": None, "name": "edge"}}, None),
+    ],
+)
+@pytest.mark.parametrize("form", ["chat", "sharegpt"])
+def test_what_stands_beside_contents_and_would_be_left_out_is_refused_by_its_key(tmp_path, row, says, form):
+    more = {key: value for key, value in row.items() if key != "answer"}
+    if form == "chat":
+        messages = [
+            {"role": "user", "content": "on"},
+            {"role": "assistant", "content": "done", **row.get("answer", {})},
+        ]
+        found = {"messages": messages, **more}
+    else:
+        told = [{"from": "human", "value": "on"}, {"from": "gpt", "value": "done", **row.get("answer", {})}]
+        found = {"conversations": told, **more}
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(found) + "\n")
+    if says is None:
+        assert list(read(path, GeneratorDataSection(train="a.jsonl"))) == [
+            (Turn("user", "on"), Turn("assistant", "done"))
+        ]
+        return
+    with pytest.raises(ConfigError, match=f"a.jsonl:1: {says}"):
+        list(read(path, GeneratorDataSection(train="a.jsonl")))
+
+
 def test_a_json_list_says_how_to_write_lines(tmp_path):
     path = written(tmp_path, "alpaca.json", '[{"instruction": "a", "output": "b"}]')
     with pytest.raises(ConfigError, match=r"jq -c '\.\[\]'"):

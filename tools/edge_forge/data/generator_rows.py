@@ -226,7 +226,31 @@ def _lines(path: Path, text: str, kind: str, section: GeneratorDataSection) -> I
     }  # fmt: skip
     for number, line in lines_of(text):
         where = f"{path}:{number}"
-        yield where, readers[kind](json_object(line, where), section, where)
+        found = json_object(line, where)
+        if kind in _DIALOGUES:
+            _check_beside(found, _BESIDE_DIALOGUE, "the row", where)
+        yield where, readers[kind](found, section, where)
+
+
+_DIALOGUES = ("chat", "sharegpt", "preference")
+# What published dialogues have beside roles and contents, and the model would be shown or not be taught.
+_BESIDE_DIALOGUE = ("tools", "functions", "documents")
+_BESIDE_CONTENT = ("tool_calls", "function_call", "reasoning_content", "thinking")
+
+
+def _check_beside(found: Mapping[str, Any], keys: Sequence[str], whose: str, where: str) -> None:
+    """Refuse a key that changes what is learned, unless it is empty: to leave it out would be another dialogue."""
+    for key in keys:
+        if found.get(key) not in (None, "", "[]", [], {}):
+            raise ConfigError(
+                f"{whose} has {key!r}, which is not taught here: rows are texts by role", where,
+                "write it into a message as the model is to read it, or remove it",
+            )  # fmt: skip
+    if "weight" in found and found["weight"] != 1:
+        raise ConfigError(
+            f"{whose} has the weight {brief(found['weight'])}: every answer is learned alike here", where,
+            "remove the key, or the message",
+        )  # fmt: skip
 
 
 def _sharegpt(found: Mapping[str, Any], section: GeneratorDataSection, where: str) -> Row:
@@ -238,6 +262,7 @@ def _sharegpt(found: Mapping[str, Any], section: GeneratorDataSection, where: st
             raise ConfigError(
                 f"message {place} is from {brief(speaker)}", where, f"speakers are {', '.join(_SPEAKERS)}"
             )
+        _check_beside(one, _BESIDE_CONTENT, f"message {place}", where)
         messages.append({"role": _SPEAKERS[speaker], "content": one.get("value")})
     system = _system(found, where)
     if system and messages and messages[0]["role"] == "system":
@@ -330,6 +355,7 @@ def _turns(messages: object, what: str, where: str) -> Row:
             raise ConfigError(f"message {place} has the role {brief(role)}", where, f"roles are {', '.join(ROLES)}")
         if role == "system" and place > 1:
             raise ConfigError(f"message {place} is of the system; only the first one may be", where)
+        _check_beside(message, _BESIDE_CONTENT, f"message {place}", where)
         turns.append(Turn(role, _string(message, "content", where)))
     return tuple(turns)
 
