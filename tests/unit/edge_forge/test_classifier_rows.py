@@ -1,7 +1,10 @@
 """Data files: every way a row can be wrong names its file and line; splits are stable and fair."""
 
 import json
+import sys
 from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -428,6 +431,47 @@ def test_no_test_split_is_said(tmp_path):
     found = loaded(tmp_path)
     assert found.measured[0] == "validation"
     assert "no test split" in found.warnings[-1]
+
+
+class HubRows(list):
+    """Rows as the library `datasets` gives them."""
+
+    def __init__(self, rows, names=None):
+        super().__init__(rows)
+        self.column_names = list(rows[0])
+        self.features = {"label": SimpleNamespace(names=names), "text": None}
+
+
+def from_hub(monkeypatch, rows, names=None):
+    library = SimpleNamespace(
+        load_dataset=lambda *_: {"train": HubRows(rows, names)}, exceptions=SimpleNamespace(DatasetsError=OSError)
+    )
+    monkeypatch.setitem(sys.modules, "datasets", library)
+    return load(ClassifierDataSection(hub="owner/set"), ClassifierTaskSection(), Path())
+
+
+def test_rows_of_the_hub_have_the_names_of_their_classes(monkeypatch):
+    rows = [{"text": f"{word} {place}", "label": word == "off"} for word in ("on", "off") for place in range(3)]
+    found = from_hub(monkeypatch, [{**row, "label": int(row["label"])} for row in rows], names=["lamp on", "lamp off"])
+    assert found.labels == ("lamp off", "lamp on")
+    assert from_hub(monkeypatch, [{**row, "label": str(row["label"])} for row in rows]).labels == ("False", "True")
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"text": "x", "label": [0, 1]}, "a string or a whole number"),
+        ({"text": "x", "label": 3.5}, "a string or a whole number"),
+        ({"text": "x", "label": True}, "a string or a whole number"),
+        ({"text": "x", "label": None}, "the label is missing"),
+        ({"text": None, "label": 1}, "'text' must be a string"),
+        ({"text": "x", "label": -1}, "this split is unlabelled"),
+    ],
+)
+def test_rows_of_the_hub_are_checked_like_those_of_files(monkeypatch, row, says):
+    """Values were written out before: a missing label was the class "None", a list of labels one of its own."""
+    with pytest.raises(ConfigError, match=rf"owner/set \(train\):2: .*{says}"):
+        from_hub(monkeypatch, [{"text": "on", "label": 0}, row])
 
 
 def test_a_hub_data_set_without_the_library_says_what_to_install(monkeypatch, tmp_path):

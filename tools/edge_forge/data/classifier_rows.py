@@ -356,15 +356,20 @@ def _jsonl(path: Path, text: str, section: ClassifierDataSection) -> Iterator[tu
                     "add it, or name the keys with data.text and data.label"
                     + (" (data.text_pair for the second text)" if section.text_pair else ""),
                 )  # fmt: skip
-        words, label, *pair = (found[key] for key in _wanted(section))
-        if pair and not isinstance(pair[0], str):
-            raise ConfigError(f"{section.text_pair!r} must be a string", f"{path}:{number}")
-        if not isinstance(words, str) or isinstance(label, (dict, list, float, bool)):
-            raise ConfigError(
-                f"{section.text!r} must be a string and {section.label!r} a string or a whole number",
-                f"{path}:{number}",
-            )
-        yield number, (words, pair[0]) if pair else words, "" if label is None else str(label)
+        yield number, *_values(found, section, f"{path}:{number}")
+
+
+def _values(found: Mapping[str, Any], section: ClassifierDataSection, where: str) -> tuple[Text, str]:
+    """Text (or pair) and label out of an object's values. Raises ConfigError for values that are none."""
+    words, label, *pair = (found[key] for key in _wanted(section))
+    if pair and not isinstance(pair[0], str):
+        raise ConfigError(f"{section.text_pair!r} must be a string", where)
+    if not isinstance(words, str) or isinstance(label, (dict, list, float, bool)):
+        raise ConfigError(
+            f"{section.text!r} must be a string and {section.label!r} a string or a whole number", where,
+            "a row has one class, by name or number" if isinstance(words, str) else None,
+        )  # fmt: skip
+    return (words, pair[0]) if pair else words, "" if label is None else str(label)
 
 
 def _from_hub(section: ClassifierDataSection) -> dict[str, list[tuple[Row, str]]]:
@@ -400,17 +405,14 @@ def _hub_rows(rows: Any, section: ClassifierDataSection, where: str) -> Iterator
             raise ConfigError(f"it has no column {wanted!r} (it has {', '.join(rows.column_names)})", where)
     names = getattr(rows.features[section.label], "names", None)
     for number, row in enumerate(rows, 1):
+        place = f"{where}:{number}"
+        words, label = _values(row, section, place)
         value = row[section.label]
         if isinstance(value, int) and value < 0:
-            raise ConfigError("the label is missing (-1): this split is unlabelled", f"{where}:{number}",
+            raise ConfigError("the label is missing (-1): this split is unlabelled", place,
                               'leave it out: hub_splits = { test = "" }')  # fmt: skip
-        raw = names[value] if names and isinstance(value, int) else str(value)
-        place = f"{where}:{number}"
-        first, second = str(row[section.text]), str(row[section.text_pair]) if section.text_pair else ""
-        yield (
-            _row((first, second) if section.text_pair else first, section.label_names.get(str(value), raw), place),
-            place,
-        )
+        raw = names[value] if names and isinstance(value, int) else label
+        yield _row(words, section.label_names.get(label, raw), place), place
 
 
 def _labels(train: Sequence[Row], task: ClassifierTaskSection, where: str, places: Places) -> tuple[str, ...]:
