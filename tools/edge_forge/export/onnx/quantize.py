@@ -125,8 +125,10 @@ def quantize_static(
 ) -> onnx.ModelProto:
     """INT8 weights and activations with fixed `ranges` per input tensor (see ``calibrate``), as QDQ nodes.
 
-    The form that TensorRT parses: int8 codes without a zero point. ONNX Runtime computes it correctly, but has no fast
-    kernel for it. A row's result does not depend on its batch. Outlier channels of a range stay float, and so do
+    The form that TensorRT parses: int8 codes without a zero point, and for every product a pair of nodes of its own on
+    either side. TensorRT fuses a product with the nodes before it, which a pair with several readers hinders
+    (`DedicatedQDQPair` in the quantisers of NVIDIA and ONNX Runtime). ONNX Runtime computes it correctly, but has no
+    fast kernel for it. A row's result does not depend on its batch. Outlier channels of a range stay float, and so do
     outputs: adapters added to them are never clipped.
     """
     result = _copy(model)
@@ -140,17 +142,15 @@ def quantize_static(
         if interval.outliers:
             values = _set_apart(editor, product, values, interval.outliers)
         weight, scale = _weight_codes(values)
-        if editor.maker(f"{x}.dq") is None:
-            _activation(editor, x, interval)
         tag = f"{name}.{_tag(interval.outliers)}" if interval.outliers else name
         parts = [
             editor.add_constant(f"{tag}.int8", weight),
             editor.add_constant(f"{tag}.scale", scale),
             editor.add_constant(f"{tag}.zero", np.zeros(weight.shape[1], np.int8)),
         ]
-        if editor.maker(f"{tag}.dq") is None:
-            editor.add("DequantizeLinear", parts, [f"{tag}.dq"], axis=1)
-        product.input[0], product.input[1] = f"{x}.dq", f"{tag}.dq"
+        out = product.output[0]
+        editor.add("DequantizeLinear", parts, [f"{out}.w"], axis=1)
+        product.input[0], product.input[1] = _activation(editor, x, interval, f"{out}.x"), f"{out}.w"
     return finished(editor, model)
 
 
@@ -219,14 +219,16 @@ def _set_apart(editor: GraphEditor, product: onnx.NodeProto, weight: FloatArray,
     return rest
 
 
-def _activation(editor: GraphEditor, x: str, interval: ValueRange) -> None:
+def _activation(editor: GraphEditor, x: str, interval: ValueRange, name: str) -> str:
+    """Add the pair of nodes that rounds x for one reader; returns the name of its result."""
     scale = max(-interval.low, interval.high, 1e-12) / 127.0
     names = [
         editor.add_constant(f"{x}.q_scale", np.asarray(scale, np.float32)),
         editor.add_constant(f"{x}.q_zero", np.asarray(0, np.int8)),
     ]
-    editor.add("QuantizeLinear", [x, *names], [f"{x}.q"])
-    editor.add("DequantizeLinear", [f"{x}.q", *names], [f"{x}.dq"])
+    editor.add("QuantizeLinear", [x, *names], [f"{name}.q"])
+    editor.add("DequantizeLinear", [f"{name}.q", *names], [f"{name}.dq"])
+    return f"{name}.dq"
 
 
 def _copy(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -6,8 +6,9 @@ adapter of zeros is the base. The first axis of the bank inputs stays free (`row
 
 Opset 13 is what the parser of TensorRT 8.2 (JetPack 4.6) knows. Lowered are the five operators of these graphs that
 changed after it: LayerNormalization (written out), ReduceMean's axes, Split's `num_outputs`, Shape's `start` and `end`,
-Reshape's `allowzero`. Layers named with the prefix `FP32_PREFIX` must be computed in FP32 also in an FP16 engine: the
-squares inside a normalisation pass 65,504.
+Reshape's `allowzero`. Sign of integers and Gather of truth values, which it knows but refuses, go through another type.
+Layers named with the prefix `FP32_PREFIX` must be computed in FP32 also in an FP16 engine: the squares inside a
+normalisation pass 65,504.
 
 `make` writes the files that are packed. TensorRT 10 and later compute in the types that a graph declares, TensorRT 8 in
 those that the builder is allowed and the layers' names restrict; an FP16 graph here says both. Its equal for ONNX
@@ -162,10 +163,12 @@ def lower(model: onnx.ModelProto, kept: Collection[str] = ()) -> onnx.ModelProto
     editor = GraphEditor(result)
     for node in _float32_nodes(result, kept):
         node.MergeFrom(onnx.NodeProto(name=FP32_PREFIX + node.name))
+    types = kinds(result)
     for node in list(result.graph.node):
         if node.op_type not in _SAME and node.op_type != "LayerNormalization":
             raise BackendError(f"the operator {node.op_type} has no form in opset {OPSET} here", "TensorRT form")
         _lower(editor, node)
+        _retype(editor, node, types.get(node.input[0], 0) if node.input else 0)
     del result.opset_import[:]
     result.opset_import.append(helper.make_opsetid("", OPSET))
     result.MergeFrom(onnx.ModelProto(ir_version=IR_VERSION))
@@ -237,6 +240,20 @@ def _lower(editor: GraphEditor, node: onnx.NodeProto) -> None:
         _quantise_here(editor, node)
 
 
+def _retype(editor: GraphEditor, node: onnx.NodeProto, kind: int) -> None:
+    """Compute a node in another element type where the parsers of TensorRT 8 refuse it in its own, `kind`."""
+    if node.op_type == "Sign" and kind in (TensorProto.INT32, TensorProto.INT64):
+        through = TensorProto.FLOAT  # exact: these are distances between tokens
+    elif node.op_type in ("Gather", "GatherElements", "GatherND") and kind == TensorProto.BOOL:  # refused by 8.2 alone
+        through = TensorProto.INT32
+    else:
+        return
+    out = node.output[0]
+    editor.add("Cast", [node.input[0]], [f"{out}.given"], to=through)
+    node.input[0], node.output[0] = f"{out}.given", f"{out}.found"
+    editor.add("Cast", [f"{out}.found"], [out], to=kind)
+
+
 def _value(node: onnx.NodeProto, name: str, default: object) -> object:
     found = next((attribute for attribute in node.attribute if attribute.name == name), None)
     return default if found is None else helper.get_attribute_value(found)
@@ -272,12 +289,11 @@ def _quantise_here(editor: GraphEditor, node: onnx.NodeProto) -> None:
     codes, scale = editor.constant(node.input[0]), editor.constant(node.input[1])
     if codes is None or scale is None:
         return
-    axis = int(str(_value(node, "axis", 1)))
-    name = node.input[0]
+    axis, out = int(str(_value(node, "axis", 1))), node.output[0]
     spread = scale.reshape([-1 if place == axis % codes.ndim else 1 for place in range(codes.ndim)])
-    values = editor.add_constant(f"{name}.float", codes.astype(np.float32) * spread)
-    editor.add("QuantizeLinear", [values, node.input[1], node.input[2]], [f"{name}.q"], axis=axis)
-    node.input[0] = f"{name}.q"
+    values = editor.add_constant(f"{node.input[0]}.float", codes.astype(np.float32) * spread)
+    editor.add("QuantizeLinear", [values, node.input[1], node.input[2]], [f"{out}.q"], axis=axis)
+    node.input[0] = f"{out}.q"
 
 
 def _normalisation(editor: GraphEditor, node: onnx.NodeProto) -> None:
