@@ -16,7 +16,7 @@ import msgspec
 
 from edge_agent.agent.context import Context
 from edge_agent.agent.context_sizing import LoadPlan, Sizer
-from edge_agent.agent.engine_builds import BUILD_BYTES, EngineBuilds
+from edge_agent.agent.engine_builds import EngineBuilds, build_claim
 from edge_agent.agent.memory_accounting import MemoryAccounting
 from edge_agent.agent.ports import Library, Spawner
 from edge_agent.agent.served_model import ServedModel
@@ -303,8 +303,9 @@ class ModelManager:
         """'' where the fallback can answer during the build, else why not. Idle models are evicted if `evict`."""
         while True:
             memory = self._host.memory(self.ledger.mapped_bytes)
-            both = (served.model, replace(served.model, variant=fallback))
-            needed_bytes = sum(self._sizer.plan(one, self.ledger, memory)[1] for one in both) + BUILD_BYTES
+            plan, _ = self._sizer.plan(served.model, self.ledger, memory)
+            _, fallback_bytes = self._sizer.plan(replace(served.model, variant=fallback), self.ledger, memory)
+            needed_bytes = self.ledger.predict(build_claim(plan, self.ledger)) + fallback_bytes
             others = [one for one in self.residents() if one.name != served.name]
             if not evict:
                 others = [replace(one, busy=True) for one in others]

@@ -47,13 +47,15 @@ class FootprintKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class MemoryClaim:
-    """What a variant says that it needs: `stated_bytes` of memory on `runtime`. For the rest see `FootprintKey`."""
+    """What a variant says that it needs: `stated_bytes` of memory on `runtime`. `least_bytes`: no prediction is below,
+    whatever was measured. For the rest see `FootprintKey`."""
 
     digest: str
     runtime: str
     stated_bytes: int
     settings: str = ""
     bounded: bool = False
+    least_bytes: int = 0
 
     @property
     def key(self) -> FootprintKey:
@@ -109,7 +111,8 @@ class MemoryLedger:
         """The most bytes that the variant is expected to hold."""
         known = self._figures.get(claim.key)
         # A measurement of this very variant and setting is better than any correction of a stated figure.
-        return known.held_bytes if known else int(claim.stated_bytes * self.ratio(claim.runtime))
+        predicted_bytes = known.held_bytes if known else int(claim.stated_bytes * self.ratio(claim.runtime))
+        return max(claim.least_bytes, predicted_bytes)
 
     def load_s(self, digest: str) -> float | None:
         """Seconds that the variant's last load took on this device, with any settings; None before the first."""

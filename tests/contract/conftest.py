@@ -107,7 +107,7 @@ def tflite(tmp_path_factory):
 
 ADAPTING = (
     "echo", "onnx-fp32", "onnx-int8", "onnx-int8-static", "tensorrt-8.2", "tensorrt-8.6", "tensorrt-10.3",
-    "llamacpp-f16", "llamacpp-q8_0",
+    "tensorrt-10.16", "llamacpp-f16", "llamacpp-q8_0",
 )  # fmt: skip
 BANKLESS = ("litert-fp32", "litert-int8")
 

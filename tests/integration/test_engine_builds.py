@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import groupby
@@ -173,6 +174,61 @@ def test_whatever_befalls_an_engine_after_an_upgrade_another_variant_goes_on(boa
     assert re.search(sentence, str(found.reason)), found.reason
     assert board.agent.log.count("it is tried again in 15 min 00 s or with `edge-agent load small`") == 1
     assert board.files("plan") == old and not board.files("part")
+
+
+def without(board: Board, *modules: str) -> None:
+    """An interpreter whose module path has these, empty, and nothing else of the stand-in."""
+    folder = board.folder / f"only-{'-'.join(modules)}"
+    folder.mkdir()
+    for name in modules:
+        (folder / f"{name}.py").write_text("")
+    board.python.write_text(f"#!/bin/sh\nexport PYTHONPATH='{folder}'\nexec '{sys.executable}' \"$@\"\n")
+    board.python.chmod(0o755)
+
+
+LACKS: dict[str, tuple[Callable[[Board], None], str]] = {
+    "a wrong interpreter": (
+        lambda board: board.python.unlink(missing_ok=True), r"cannot be started: .* \(name the interpreter that",
+    ),
+    "no TensorRT": (without, r"cannot import tensorrt: .* \(install JetPack's TensorRT \(python3-libnvinfer\)"),
+    "no pycuda": (lambda board: without(board, "tensorrt"), r"cannot import pycuda.driver: .* \(install pycuda for"),
+    "no GPU": (lambda board: board.upgrade("10.16", cuda="none"), r"there is no CUDA device 0 \(check that the driver"),
+    "no driver": (lambda board: board.upgrade("10.16", cuda="absent"), r"CUDA cannot be started: .* \(check that the"),
+    "a driver that does not match": (
+        lambda board: board.upgrade("10.16", cuda="mismatch"), r"cannot be started: CUDA init.* 35.* driver fits its",
+    ),
+    "no memory for a build": (lambda board: board.upgrade("10.16", build="memory"), r"out of memory \(free memory"),
+}  # fmt: skip
+
+
+def test_whatever_a_board_lacks_is_said_with_the_remedy_and_onnx_runtime_goes_on(board: Board) -> None:
+    """One after the other in one run of the daemon: an order to load tries again after each."""
+
+    async def scenario() -> list[str]:
+        silent = []
+        async with (
+            linked(options(board.port, "watcher"), TOPICS) as link,
+            RequestClient(options(board.port, "me")) as client,
+        ):
+            for what, (happens, sentence) in LACKS.items():
+                happens(board)
+                await client.command("dev1", "load", {"model": "small"})  # ends the pause after the one before
+                until_s = time.monotonic() + GIVE_UP_S
+                while time.monotonic() < until_s:
+                    building = told(link)[-1].building if told(link) else None
+                    if building is not None and re.search(sentence, str(building.reason)):
+                        break
+                    await asyncio.sleep(0.05)
+                else:
+                    silent.append(f"{what}: {building}")
+                reply = await client.infer("dev1", "small", {"text": TEXTS[0], "adapter": "one"})
+                assert (reply.status, reply.variant) == (200, "fp32"), what
+        return silent
+
+    board.python.unlink()  # else it would begin with the engine that is there
+    with running(board.agent):
+        assert asyncio.run(scenario()) == [], board.agent.log
+        assert len(board.files("plan")) == 1, "the engine of the library before stays"
 
 
 def test_a_daemon_that_is_killed_in_a_build_builds_again(board: Board) -> None:

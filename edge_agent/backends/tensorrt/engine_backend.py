@@ -253,6 +253,8 @@ class EngineGraph(EncoderGraph):
         if not self._options["build"]:
             raise EngineMissing(f"there is no engine for {self._found['device']} yet", self.path)
         _check_space(engine.parent, 2 * Path(self.path).stat().st_size)
+        # The host that probed the device has a context of CUDA there, for whose memory the build has better use.
+        self._host.close()
         progress = BuildProgress(self._tell, self._cache.expected_s(self._device))
         started_s = time.monotonic()
         progress.begin()
@@ -273,14 +275,17 @@ class EngineGraph(EncoderGraph):
         self._cache.note_build(self._device, time.monotonic() - started_s)
 
     def _load(self) -> None:
-        """Load the engine into the host; one that TensorRT does not take is built once more."""
+        """Load the engine into the host; one that TensorRT does not take is built once more, and one for which there is
+        no memory now is kept."""
         names = tuple(_bank_shapes(self._spec))
-        if not self._host.alive:  # it ended during the build, which says nothing about the engine
+        if not self._host.alive:  # it made room for the build
             self._host.close()
             self._host = _host()
         try:
             self._host.load(str(self._engine), names, self._positions, RESIDENTS if names else 1)
         except BackendError:
+            if not self._host.blames_engine:
+                raise
             self._cache.refuse(self._engine)
             self._build(self._engine)
             self._host.close()

@@ -21,6 +21,7 @@ import math
 import mmap
 import os
 import re
+import signal
 import socket
 import struct
 import subprocess
@@ -83,6 +84,8 @@ class EngineHost:
         self._next_id = 0
         self._killed = False
         self._last_words = ""
+        self.blames_engine = False
+        """True after a load that failed by the engine file: it is of another device, damaged, or ended the process."""
         self.pinned = False
         """True when the device copies from and to the shared memory without a detour."""
         self._tensors: dict[str, EngineTensor] = {}
@@ -290,6 +293,7 @@ class EngineHost:
         except (OSError, EOFError, ValueError) as error:
             raise self._death(request["op"]) from error
         if not answer["ok"]:
+            self.blames_engine = bool(answer.get("engine"))
             if answer["fatal"]:
                 self.kill()
             raise BackendError(answer["error"], "tensorrt", answer["remedy"] or None)
@@ -321,6 +325,8 @@ class EngineHost:
             self._process.wait(CLOSE_S)
         self.kill()
         code = self._process.returncode
+        # A crash, and not an end from outside: a damaged file may be what TensorRT does not survive.
+        self.blames_engine = op == "load" and not self._killed and code not in (-signal.SIGKILL, -signal.SIGTERM)
         if self._over_bytes:
             held, most = bytes_text(self._over_bytes), bytes_text(self._most_bytes)
             what = f"the engine host held {held} during {op!r}, {most} are free for it, and was ended"

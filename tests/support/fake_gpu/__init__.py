@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-GENERATIONS = ("8.2", "8.6", "10.3")
+GENERATIONS = ("8.2", "8.6", "10.3", "10.16")
 
 
 def write_python(path: Path, generation: str = "8.6", python: str = sys.executable, **settings: str) -> Path:

@@ -1,4 +1,8 @@
-"""A stand-in for TensorRT that runs the graph by ONNX Runtime. EDGE_FAKE_TENSORRT: '8.2', '8.6' (default), '10.3'.
+"""A stand-in for TensorRT that runs the graph by ONNX Runtime. EDGE_FAKE_TENSORRT: '8.2', '8.6' (default), '10.3',
+'10.16'.
+
+10.16 is the one of JetPack 7, with CUDA 13: what changed since 10.3 and an engine host can meet are further element
+types, tactic sources without cuBLAS and cuDNN, and a timing cache of its own.
 
 Only what the engine host may use exists, and only in the generations that have it: a name that a version does not have
 raises AttributeError, as there. Wrong use raises or returns what the real one does: shapes outside of the profile are
@@ -6,6 +10,7 @@ refused with False and a logged error, an address that is not aligned is refused
 shapes fails. Inputs of int64 become int32 before 10. A "plan" is a header and the graph. EDGE_FAKE_BUILD_S: seconds
 that a build takes; EDGE_FAKE_RUN_S: seconds that an execution takes. EDGE_FAKE_BUILD: 'memory': a build that fails;
 'grow': one that takes 400 MiB more in steps. EDGE_FAKE_WRONG: added to what is computed.
+EDGE_FAKE_COMPUTE, EDGE_FAKE_CUDA: see `pycuda.driver`.
 
 Runs on Python 3.6 with NumPy 1.19 and ONNX Runtime 1.10.
 """
@@ -18,7 +23,9 @@ import numpy
 import onnxruntime
 import pycuda.driver as cuda
 
-__version__ = {"8.2": "8.2.1.8", "8.6": "8.6.2.3", "10.3": "10.3.0.30"}[os.environ.get("EDGE_FAKE_TENSORRT", "8.6")]
+__version__ = {
+    "8.2": "8.2.1.8", "8.6": "8.6.2.3", "10.3": "10.3.0.30", "10.16": "10.16.2.10"
+}[os.environ.get("EDGE_FAKE_TENSORRT", "8.6")]  # fmt: skip
 _MAJOR, _MINOR = (int(part) for part in __version__.split(".")[:2])
 _NEW = _MAJOR >= 10
 _TENSORS = (_MAJOR, _MINOR) >= (8, 5)
@@ -44,14 +51,16 @@ def _enumeration(group, names):
     return type(group, (), dict(members))
 
 
-DataType = _enumeration("DataType", ["FLOAT", "HALF", "INT8", "INT32", "BOOL", "UINT8", "FP8", "BF16", "INT64"])
+_ELEMENTS = ["FLOAT", "HALF", "INT8", "INT32", "BOOL", "UINT8", "FP8", "BF16", "INT64"]
+DataType = _enumeration("DataType", _ELEMENTS + (["INT4", "FP4", "E8M0"] if (_MAJOR, _MINOR) >= (10, 8) else []))
 float32, float16, int32, int64 = DataType.FLOAT, DataType.HALF, DataType.INT32, DataType.INT64
 NetworkDefinitionCreationFlag = _enumeration(
     "NetworkDefinitionCreationFlag", ["EXPLICIT_BATCH", "STRONGLY_TYPED"] if _NEW else ["EXPLICIT_BATCH"]
 )
 BuilderFlag = _enumeration("BuilderFlag", ["FP16", "INT8", "TF32", "OBEY_PRECISION_CONSTRAINTS"])
 LayerType = _enumeration("LayerType", ["SOFTMAX", "SHAPE", "REDUCE", "ELEMENTWISE"])
-TacticSource = _enumeration("TacticSource", ["CUBLAS", "CUBLAS_LT", "CUDNN"])
+_SOURCES = ["CUBLAS", "CUBLAS_LT", "CUDNN"] + (["EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"] if _POOLS else [])
+TacticSource = _enumeration("TacticSource", _SOURCES)
 _NUMPY = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64"}
 _ORT_NUMPY = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64"}
 _FROM_ORT = {"tensor(float)": "FLOAT", "tensor(float16)": "HALF", "tensor(int64)": "INT64" if _NEW else "INT32",
@@ -72,6 +81,14 @@ class ILogger:
 def _need_logger(logger):
     if not isinstance(logger, ILogger) or not getattr(logger, "ready", False):
         raise TypeError("incompatible constructor arguments: a logger whose __init__ was called is needed")
+
+
+def _begin(logger):
+    """What a Builder and a Runtime do first. pybind11 makes a TypeError of the null pointer that is left."""
+    cuda.mem_get_info()
+    if cuda._MODE == "mismatch":
+        logger.log(ILogger.ERROR, "CUDA initialization failure with error: 35. Please check your CUDA installation")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
 
 
 def _session(content):
@@ -127,13 +144,18 @@ class _ParserError:
     def desc(self):
         return "the file is no graph"
 
+    if _NEW:
+
+        def node_operator(self):
+            return "Mish"
+
 
 class OnnxParser:
     num_errors = 0
 
     def __init__(self, network, logger):
         _need_logger(logger)
-        self._network = network
+        self._network, self._logger = network, logger
 
     def parse_from_file(self, path):
         if not _NEW and not self._network.flags & 1:
@@ -144,6 +166,7 @@ class OnnxParser:
             session = _session(self._network.content)
         except Exception:  # noqa: BLE001 - ONNX Runtime's errors share no base class
             self.num_errors = 1
+            self._logger.log(ILogger.ERROR, 'ModelImporter.cpp:773: While parsing node number 0 [Mish -> "y"]:')
             return False
         for given in session.get_inputs():
             shape = tuple(length if isinstance(length, int) else -1 for length in given.shape)
@@ -185,9 +208,12 @@ class _Config:
         self.flags.discard(int(flag))
 
     def get_tactic_sources(self):
-        return 7
+        # From 10 on the libraries are not used unless asked for.
+        return 0b11000 if _NEW else (1 << len(_SOURCES)) - 1
 
     def set_tactic_sources(self, mask):
+        if mask >> len(_SOURCES):
+            raise ValueError("a tactic source that this version does not have")
         return True
 
     def add_optimization_profile(self, profile):
@@ -231,7 +257,7 @@ class Builder:
 
     def __init__(self, logger):
         _need_logger(logger)
-        cuda.mem_get_info()
+        _begin(logger)
         self._logger = logger
 
     def create_network(self, flags):
@@ -259,7 +285,7 @@ class Builder:
         header = {
             "version": __version__, "profile": known, "types": {t.name: t.dtype.name for t in network.inputs},
             "fp32": [layer.name for layer in network.layers if layer.precision is float32],
-            "flags": sorted(config.flags),
+            "flags": sorted(config.flags), "compute": cuda.COMPUTE,
         }  # fmt: skip
         return _HostMemory(_MAGIC + json.dumps(header).encode() + b"\n" + network.content)
 
@@ -353,6 +379,8 @@ class _Context:
 
 class ICudaEngine:
     device_memory_size = 4096
+    if _NEW:
+        device_memory_size_v2 = 4096
 
     def __init__(self, header, content, logger):
         self.session, self._logger = _session(content), logger
@@ -412,10 +440,12 @@ class ICudaEngine:
 class Runtime:
     def __init__(self, logger):
         _need_logger(logger)
-        cuda.mem_get_info()
+        _begin(logger)
         self._logger = logger
 
     def deserialize_cuda_engine(self, content):
+        if content.startswith(b"crash"):  # the real one does not survive every damaged plan
+            os.abort()
         header, _, graph = bytes(content)[len(_MAGIC) :].partition(b"\n")
         if not content.startswith(_MAGIC):
             self._logger.log(ILogger.ERROR, "Serialization assertion magicTagRead == kMAGIC_TAG failed")
@@ -424,5 +454,9 @@ class Runtime:
         if found["version"] != __version__:
             self._logger.log(ILogger.ERROR, "The engine plan file is not compatible with this version of TensorRT, "
                              "expecting library version {} got {}".format(__version__, found["version"]))  # fmt: skip
+            return None
+        if found["compute"] != cuda.COMPUTE:
+            said = "The engine plan file is generated on an incompatible device, expecting compute {} got compute {}"
+            self._logger.log(ILogger.ERROR, said.format(cuda.COMPUTE, found["compute"]) + ", please rebuild.")
             return None
         return ICudaEngine(found, graph, self._logger)

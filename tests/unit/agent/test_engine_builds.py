@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 
 from edge_agent.agent import golden_probes
-from edge_agent.agent.engine_builds import BUILD_BYTES, USUAL_BUILD_S
+from edge_agent.agent.context_sizing import LoadPlan
+from edge_agent.agent.engine_builds import BUILDER_BYTES, SCRATCH_BYTES, USUAL_BUILD_S, build_claim
 from edge_agent.agent.status_builder import model_entry
 from edge_agent.base.errors import BackendError
 from edge_agent.base.limits import GIB, MIB
 from edge_agent.bundle.catalog import InstalledModel
 from edge_agent.bundle.probes import Expected, ProbeFile
+from edge_agent.core.memory_ledger import MemoryLedger
+from edge_agent.core.residency import default_reserve_bytes
 from edge_agent.core.variant_fallback import PAUSE_BASE_S, FallbackState
 from edge_agent.protocol.messages import EngineBuild
 from tests.support.fakes import FakeWorker, Plan, a_model, a_variant
@@ -24,6 +27,7 @@ from tests.support.virtual_time import later
 ENGINE = replace(a_variant("engine", 50, 100, "tensorrt"), dtype="fp16", files={"model": __file__})
 GRAPH = replace(a_variant("graph", 50, 100, "onnx"), files={"model": __file__})
 BUILD_S = 60.0
+BUILD_BYTES = BUILDER_BYTES + SCRATCH_BYTES + 2 * ENGINE.size_bytes
 
 
 def model(*others: Any, **more: Any) -> InstalledModel:
@@ -186,13 +190,45 @@ def test_during_a_build_first_other_models_are_loaded() -> None:
 
 def test_an_idle_model_makes_room_for_a_build() -> None:
     async def scenario(device: Device) -> None:
-        device.sensors.set(ram_total=2.0 * GIB, ram_available=float(500 * MIB + BUILD_BYTES))
+        device.sensors.set(ram_total=2.0 * GIB, ram_available=float(400 * MIB + BUILD_BYTES))
         await asked(device, "1", model="n")
         await asked(device, "2")
         assert building(device).answered_by == "onnx/fp32"
         assert ("evicted", "model 'n' made room for a build of 'm'") in device.events
 
     Device.run(scenario, model(GRAPH), a_model("n", a_variant("n", 150, 150)), plan=plan())
+
+
+LARGE = replace(a_variant("large", 50, 1200, "tensorrt"), dtype="fp16", files={"model": __file__})
+
+
+@pytest.mark.parametrize(("chosen", "most_bytes"), [(ENGINE, BUILD_BYTES), (LARGE, 1200 * MIB)])
+def test_a_build_beside_needs_the_larger_of_build_and_engine_and_not_both(chosen: Any, most_bytes: int) -> None:
+    """The building process has given its memory back when the engine is loaded."""
+    for spare_bytes in (-MIB, MIB):
+
+        async def scenario(device: Device, spare_bytes: int = spare_bytes) -> None:
+            reserve_bytes = default_reserve_bytes(4 * GIB)
+            free_bytes = reserve_bytes + most_bytes + GRAPH.peak_bytes + spare_bytes
+            device.sensors.set(ram_total=4.0 * GIB, ram_available=float(free_bytes))
+            await device.ask("1", deadline_s=400.0)
+            await later(1.0)
+            assert (building(device).answered_by is not None) == (spare_bytes > 0), building(device).reason
+
+        ready = Plan(no_engine={chosen.digest}, build_s=BUILD_S)
+        Device.run(scenario, replace(a_model("m", chosen), variants=(chosen, GRAPH)), plan=ready)
+
+
+def test_what_a_build_held_counts_at_the_next_one_where_it_was_more() -> None:
+    ledger = MemoryLedger()
+    claim = build_claim(LoadPlan(ENGINE, ENGINE), ledger)
+    assert ledger.predict(claim) == BUILD_BYTES
+    for held_bytes, wanted_bytes in ((2 * BUILD_BYTES, 2 * BUILD_BYTES), (100 * MIB, BUILD_BYTES)):
+        ledger.promise("m/engine", claim)
+        ledger.hold("m/engine", held_bytes)
+        ledger.release("m/engine")
+        assert ledger.predict(build_claim(LoadPlan(ENGINE, ENGINE), ledger)) == wanted_bytes
+    assert ledger.ratio("tensorrt") == 1.0
 
 
 def test_an_engine_that_computes_something_else_never_answers() -> None:

@@ -8,7 +8,7 @@ they share.
 
 Frames on the socket: a 4-byte big-endian length, then a JSON object. A request is {"id", "op", ...}; it is answered by
 any number of {"id", "event", ...} and then one {"id", "ok": true, ...} or {"id", "ok": false, "error", "remedy",
-"fatal"}. Arrays travel in shared memory, whose file descriptor comes with the request `bind`. Operations:
+"fatal", "engine"}. Arrays travel in shared memory, whose file descriptor comes with the request `bind`. Operations:
 
     probe      {}                                        what this interpreter, TensorRT and device are
     build      {onnx, plan, profile, precision, ...}     an engine file from a graph (see `build_engine.build`)

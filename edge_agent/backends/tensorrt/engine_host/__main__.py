@@ -52,6 +52,7 @@ class HostServer:
                     answer.update(id=request.get("id"), ok=True)
                 except HostFailure as failure:
                     answer = self._refusal(request, failure.what, failure.remedy, failure.fatal or self._device is None)
+                    answer["engine"] = failure.engine
                 except self._foreign() as error:
                     # The state of the device is unknown after an error of CUDA: this process ends, another begins.
                     fatal = self._cuda is not None and isinstance(error, self._cuda.Error)

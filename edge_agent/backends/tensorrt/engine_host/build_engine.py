@@ -15,6 +15,8 @@ FP32_TYPES = ("SOFTMAX", "REDUCE", "NORMALIZATION")
 PRECISIONS = ("fp32", "fp16", "int8")
 # TensorRT 8.6 may accept a timing cache and then report only in its log that it could not use it.
 CACHE_REFUSED = re.compile("timing cache will not be used")
+# The line of a parser before 10 that names the operator: "While parsing node number 3 [Sign -> "x"]:".
+PARSED_NODE = re.compile(r"parsing node number \d+ \[")
 
 
 def build(trt: Any, request: Dict[str, Any], tell: Callable[[Dict[str, Any]], None]) -> Dict[str, Any]:
@@ -110,10 +112,14 @@ def parse_failure(parser: Any, log: EngineLog) -> HostFailure:
     found = []
     for place in range(min(parser.num_errors, 3)):
         error = parser.get_error(place)
-        found.append("node {}: {}".format(error.node(), one_line(error.desc())))
+        # Which operator it is, older parsers tell in their log alone.
+        kind = " ({})".format(error.node_operator()) if hasattr(error, "node_operator") else ""
+        found.append("node {}{}: {}".format(error.node(), kind, one_line(error.desc())))
     if not found:
         return log.failure("TensorRT cannot read the graph")
-    return HostFailure("TensorRT cannot parse the graph: {}".format("; ".join(found)), "export it for this TensorRT")
+    named = [line for line in log.errors if PARSED_NODE.search(line)]
+    what = "TensorRT cannot parse the graph: {}".format("; ".join(found + named[:1]))
+    return HostFailure(what[:1500], "export it for this TensorRT, or take this variant out of the package")
 
 
 def set_types(trt: Any, network: Any, config: Any, request: Dict[str, Any]) -> None:

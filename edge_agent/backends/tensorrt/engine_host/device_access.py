@@ -23,13 +23,15 @@ ITEM_BYTES = {"float32": 4, "float16": 2, "int8": 1, "int32": 4, "int64": 8, "ui
 
 
 class HostFailure(Exception):
-    """An operation that cannot be done: a sentence, a remedy (or ''), and whether the host must end."""
+    """An operation that cannot be done: a sentence, a remedy (or ''), whether the host must end, and whether the engine
+    file is to blame, so that another one would do."""
 
-    def __init__(self, what: str, remedy: str = "", fatal: bool = False) -> None:
+    def __init__(self, what: str, remedy: str = "", fatal: bool = False, engine: bool = False) -> None:
         super().__init__(what)
         self.what = what
         self.remedy = remedy
         self.fatal = fatal
+        self.engine = engine
 
 
 def load_modules() -> Tuple[Any, Any]:
@@ -103,13 +105,14 @@ class EngineLog:
 
         self.logger = Logger()
 
-    def failure(self, what: str, remedy: str = "") -> HostFailure:
-        """A HostFailure of `what` with TensorRT's own words; clears them."""
+    def failure(self, what: str, remedy: str = "", engine: bool = False) -> HostFailure:
+        """A HostFailure of `what` with TensorRT's own words; clears them. No engine is to blame where memory lacks."""
         lines = list(dict.fromkeys(self.errors))
         del self.errors[:]
         if any(OUT_OF_MEMORY.search(line) for line in lines):
-            remedy = "free memory (other models, the desktop) or use smaller shapes"
-        return HostFailure("{}: {}".format(what, "; ".join(lines) or "TensorRT gives no reason")[:1500], remedy)
+            remedy, engine = "free memory (other models, the desktop) or use smaller shapes", False
+        what = "{}: {}".format(what, "; ".join(lines) or "TensorRT gives no reason")[:1500]
+        return HostFailure(what, remedy, engine=engine)
 
 
 def pin(address: int, size: int) -> bool:

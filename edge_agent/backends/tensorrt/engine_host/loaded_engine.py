@@ -174,8 +174,9 @@ class LoadedEngine:
         self._engine = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
             raise self._log.failure(
-                "TensorRT cannot load the engine {}".format(plan), "build it again on this device with this TensorRT"
-            )
+                "TensorRT cannot load the engine {}".format(plan), "build it again on this device with this TensorRT",
+                engine=True,
+            )  # fmt: skip
         self._context = self._engine.create_execution_context()
         if self._context is None:
             raise self._log.failure("TensorRT cannot make a context for the engine {}".format(plan))
@@ -195,7 +196,8 @@ class LoadedEngine:
     def _describe(self, plan: str, bank: Sequence[str]) -> None:
         missing = sorted(set(bank) - set(self._api.names()))
         if missing:
-            raise HostFailure("the engine {} has no input {!r}".format(plan, missing[0]), "build it from this graph")
+            what = "the engine {} has no input {!r}".format(plan, missing[0])
+            raise HostFailure(what, "build it from this graph", engine=True)
         for name in self._api.names():
             is_input, dtype, shape = self._api.describe(name)
             tensor = HostTensor(name, dtype, shape, self._api.limits(name) if is_input else [])

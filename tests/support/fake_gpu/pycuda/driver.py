@@ -2,7 +2,8 @@
 
 Every call needs a context that is current in the calling thread. Addresses are real numbers of a made-up address
 space; copies outside of an allocation raise. EDGE_FAKE_CUDA: 'absent' (no driver), 'none' (no device), 'fault' (the
-next execution leaves the device in an error state), a number (bytes that the device has).
+next execution leaves the device in an error state), 'mismatch' (the driver is too old for TensorRT's CUDA), a number
+(bytes that the device has). EDGE_FAKE_COMPUTE: the device's compute capability (8.7, an Orin's).
 """
 
 import os
@@ -12,6 +13,7 @@ import numpy
 
 TOTAL_BYTES = 1 << 30
 _MODE = os.environ.get("EDGE_FAKE_CUDA", "")
+COMPUTE = os.environ.get("EDGE_FAKE_COMPUTE", "8.7")
 
 
 class Error(Exception):
@@ -45,7 +47,7 @@ def init():
 
 
 def get_driver_version():
-    return 12020
+    return {"8.2": 10020, "10.3": 12060, "10.16": 13020}.get(os.environ.get("EDGE_FAKE_TENSORRT", ""), 12020)
 
 
 device_attribute = type("device_attribute", (), {"INTEGRATED": 18})
@@ -76,7 +78,7 @@ class Device:
         return "Stand-in"
 
     def compute_capability(self):
-        return 8, 7
+        return tuple(int(part) for part in COMPUTE.split("."))
 
     def get_attribute(self, attribute):
         return int(os.environ.get("EDGE_FAKE_INTEGRATED", "1"))
