@@ -180,4 +180,8 @@ class GovernorLoop:
         if before:
             self._context.announce("clock-held", f"the firmware has let go of the clock: {megahertz}", data, "info")
         else:
-            self._context.announce("clock-held", f"the firmware holds the clock down: {megahertz}", data)
+            remedy = (
+                "cool the board or give it a stronger supply; on a Jetson a power mode of fewer watts helps as well"
+            )
+            text = f"the firmware holds the clock down: {megahertz} ({remedy})"
+            self._context.announce("clock-held", text, data)

@@ -261,9 +261,12 @@ def _throttle(facts: DoctorFacts) -> Iterator[Check]:
     over_current = facts.readings.get("over_current")
     if over_current is not None and over_current.value:
         text = f"{over_current.value:.0f} over-current or under-voltage events since boot"
-        yield Check(
-            "throttle", "warn", text, "mostly the supply or its cable: use the barrel jack or a stronger supply"
-        )
+        remedy = "mostly the supply or its cable: use the barrel jack or a stronger supply"
+        modes = None if facts.jetson is None else facts.jetson.modes
+        if modes is not None and modes.current is not None:
+            text += f" in the power mode {modes.current}"
+            remedy += ", or a mode of fewer watts: sudo edge-agent power-mode MODE (`edge-agent power-mode` lists them)"
+        yield Check("throttle", "warn", text, remedy)
 
 
 def _power(facts: DoctorFacts) -> Iterator[Check]:
@@ -394,6 +397,8 @@ def _tensorrt(found: JetsonFacts) -> Check:
     return Check("tensorrt", "fail", f"{chosen.path} has no {' and no '.join(chosen.lacks)}", _install(chosen))
 
 
+_OWN_ENVIRONMENT = "/opt/edge-tensorrt"
+"""Where pycuda is put for a Python of the system that takes no packages of pip's."""
 _APT = {"tensorrt": "python3-libnvinfer", "numpy": "python3-numpy"}
 
 
@@ -401,8 +406,16 @@ def _install(python: GpuPython) -> str:
     """What puts the missing modules where the interpreter finds them."""
     packages = [_APT[name] for name in python.lacks if name in _APT]
     steps = [f"sudo apt install {' '.join(packages)}"] if packages else []
+    path = python.path
+    if "pycuda" in python.lacks and python.managed:
+        path = f"{_OWN_ENVIRONMENT}/bin/python"
+        steps.append(f"sudo {python.path} -m venv --system-site-packages {_OWN_ENVIRONMENT}")
+    elif "pycuda" in python.lacks and python.old_pip:
+        steps.append(f"sudo {path} -m pip install -U 'pip<22' setuptools wheel")
     if "pycuda" in python.lacks:
-        steps.append(f"sudo env PATH=/usr/local/cuda/bin:$PATH {python.path} -m pip install pycuda (compiled here)")
+        steps.append(f"sudo env PATH=/usr/local/cuda/bin:$PATH {path} -m pip install pycuda (compiled here)")
+    if path != python.path:
+        steps.append(f'worker.tensorrt_python = "{path}"')
     return "; ".join(steps)
 
 

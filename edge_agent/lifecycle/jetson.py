@@ -33,10 +33,14 @@ MODULES = ("tensorrt", "pycuda", "numpy")
 
 @dataclass(frozen=True, slots=True)
 class GpuPython:
-    """An interpreter, and the version of each of `MODULES` that it has; '' where the version is not told."""
+    """An interpreter, and the version of each of `MODULES` that it has; '' where the version is not told. `managed`: it
+    is the system's, whose packages pip may not touch (Ubuntu 24.04). `old_pip`: Ubuntu 18.04's, whose pip fetches what
+    its Python 3.6 cannot run."""
 
     path: str
     found: dict[str, str]
+    managed: bool = False
+    old_pip: bool = False
 
     @property
     def lacks(self) -> tuple[str, ...]:
@@ -106,7 +110,10 @@ def examined(root: Path, python: str) -> GpuPython:
         place = next((folder for folder in folders if _has(folder, name)), None)
         if place is not None:
             found[name] = _version_of(place, name)
-    return GpuPython(python, found)
+    version = _resolved(root, python).rpartition("/")[2]
+    in_environment = f"/usr/lib/{version}/dist-packages" not in package_folders(root, python)[1:3]
+    managed = os.path.lexists(root / f"usr/lib/{version}/EXTERNALLY-MANAGED")
+    return GpuPython(python, found, managed and not in_environment, version == "python3.6" and not in_environment)
 
 
 def package_folders(root: Path, python: str) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
@@ -48,6 +49,7 @@ class Check:
     churn_s: float
     repeats: int
     without_tactics: list[str]
+    whole_s: float = math.inf
     found: dict[str, Any] = field(default_factory=dict)
     lines: list[tuple[str, str, str]] = field(default_factory=list)
 
@@ -82,6 +84,11 @@ class Check:
             yield host
         finally:
             host.close()
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until everything must be over."""
+        return self.whole_s - (time.monotonic() - STARTED_S)
 
     @property
     def bank(self) -> list[str]:
@@ -201,7 +208,7 @@ def build(check: Check, plan: str, file: str, precision: str, **more: Any) -> di
         if not stages or stages[-1] != event["stage"]:
             stages.append(event["stage"])
 
-    with check.host() as host:
+    with check.host() as host, ending(host, check.left_s):
         found = host.build(
             progress, onnx=str(check.graphs / file), plan=str(check.plans / plan), profile=profile(check, file),
             precision=precision, fp32_names=["fp32:"], without_tactics=check.without_tactics, **more,
@@ -209,6 +216,19 @@ def build(check: Check, plan: str, file: str, precision: str, **more: Any) -> di
         status = Path(f"/proc/{host.pid}/status").read_text()
     peak = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
     return {**found, "stages": stages, "peak_bytes": 1024 * int(peak[1]) if peak else None}
+
+
+@contextlib.contextmanager
+def ending(host: EngineHost, within_s: float) -> Iterator[None]:
+    """A build that goes on for longer is ended: one that hangs must not take the time of the other parts."""
+    timer = threading.Timer(max(1.0, within_s), host.kill)
+    timer.daemon = True
+    if within_s < math.inf:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def build_fp32(check: Check) -> None:
@@ -346,7 +366,10 @@ def fp16(check: Check) -> None:
 def int8(check: Check) -> None:
     """INT8 where the graph's symmetric QuantizeLinear and DequantizeLinear say so, FP16 elsewhere."""
     with check.part("build int8") as figures:
-        figures.update(build(check, "int8.plan", "banked-int8.onnx", "int8", timing_cache=cache_of(check)))
+        types = dict.fromkeys(check.bank, "float16")  # as the backend asks for it
+        figures.update(
+            build(check, "int8.plan", "banked-int8.onnx", "int8", timing_cache=cache_of(check), input_types=types)
+        )
         check.tell("build, INT8", f"{figures['seconds']:.1f} s, {figures['plan_bytes'] / 1e6:.1f} MB")
     parity(check, "int8", 0.3)
     times(check, "int8")
@@ -572,7 +595,7 @@ def churn(check: Check) -> None:
             for feed in feeds:  # kernels are loaded when they first run
                 host.run(feed, ROWS)
             steady = host.footprint()
-            until_s = time.monotonic() + check.churn_s
+            until_s = time.monotonic() + min(check.churn_s, check.left_s - CLOSING_S)
             while runs == 0 or time.monotonic() < until_s:  # once at least, however slow the machine is
                 for _ in range(random.integers(0, 3)):
                     position, adapter = int(random.integers(16)), int(random.integers(12))
@@ -630,6 +653,15 @@ def refusals(check: Check) -> None:
 
 
 PARTS = (build_fp32, fp32, build_base, refusals, kills, fp16, int8, build_again, beside, backend, churn)
+# Builds that a part waits for, and seconds that it takes otherwise where a host needs five seconds to start (as long as
+# on a machine with an H200). Churn takes what is left, at least its first run.
+BUILDS = {"build_base": 1, "kills": 1, "fp16": 1, "int8": 1, "build_again": 1, "beside": 1, "backend": 1}
+PART_S, CLOSING_S = 30.0, 40.0
+
+
+def fits(part: str, build_s: float, left_s: float) -> bool:
+    """Whether a part is over in time where a build takes `build_s`."""
+    return BUILDS.get(part, 0) * build_s + PART_S <= left_s
 
 
 def main() -> int:
@@ -637,7 +669,9 @@ def main() -> int:
     parser.add_argument("graphs", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--plans", type=Path, help="folder for engines (default: plans in --out)")
-    parser.add_argument("--last-s", type=float, default=3600.0, help="no part begins later than this")
+    parser.add_argument(
+        "--whole-s", type=float, default=math.inf, help="all is over after this: parts are left out, churn is shorter"
+    )
     parser.add_argument("--python", default=sys.executable)
     parser.add_argument("--churn-s", type=float, default=300.0)
     parser.add_argument(
@@ -651,13 +685,15 @@ def main() -> int:
         folder.mkdir(parents=True, exist_ok=True)
     without = [name for name in arguments.without_tactics.split(",") if name]
     check = Check(
-        arguments.graphs, arguments.out, plans, arguments.python, arguments.churn_s, arguments.repeats, without
-    )
+        arguments.graphs, arguments.out, plans, arguments.python, arguments.churn_s, arguments.repeats, without,
+        arguments.whole_s,
+    )  # fmt: skip
     known = {part.__name__: part for part in PARTS}
     for part in [known[name] for name in arguments.parts.split(",")] if arguments.parts else PARTS:
-        if time.monotonic() - STARTED_S > arguments.last_s:
-            check.tell("the rest", "left out for lack of time")
-            break
+        build_s = float(check.found.get("build fp32", {}).get("seconds", 0.0))
+        if not fits(part.__name__, build_s, check.left_s):
+            check.tell(part.__name__, f"left out, {check.left_s:.0f} s are left", "in time", False)
+            continue
         part(check)
     width = max(len(line[0]) for line in check.lines)
     print()

@@ -214,7 +214,11 @@ def test_a_clock_that_the_firmware_holds_down_is_said_when_it_begins_and_ends() 
         await pass_s(20, 1.5e9, 2.4e9)
         await pass_s(20, 2.4e9, 2.4e9)
         assert device.events == [
-            ("clock-held", "the firmware holds the clock down: 1500 MHz, 2400 MHz are requested"),
+            (
+                "clock-held",
+                "the firmware holds the clock down: 1500 MHz, 2400 MHz are requested (cool the board or give it a "
+                "stronger supply; on a Jetson a power mode of fewer watts helps as well)",
+            ),
             ("clock-held", "the firmware has let go of the clock: 2400 MHz, 2400 MHz are requested"),
         ]
 

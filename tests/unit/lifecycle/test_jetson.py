@@ -62,6 +62,7 @@ def test_the_interpreter_with_tensorrt_is_named_where_the_chosen_one_has_none(tm
     )  # fmt: skip
     assert found.remedy == (
         'worker.tensorrt_python = "/usr/bin/python3.6"; '
+        "sudo /usr/bin/python3.6 -m pip install -U 'pip<22' setuptools wheel; "
         "sudo env PATH=/usr/local/cuda/bin:$PATH /usr/bin/python3.6 -m pip install pycuda (compiled here)"
     )
 
@@ -76,6 +77,26 @@ def test_what_is_missing_is_installed_for_the_interpreter_that_runs_engines(tmp_
     found = told(tree, backends=WITH_TENSORRT, tensorrt_python=python3)["tensorrt"]
     assert (found.verdict, found.remedy) == ("ok", None)
     assert found.text == "/usr/bin/python3 has numpy, pycuda 2021.1, TensorRT 8.2.1.8"
+
+
+def test_a_python_that_takes_no_packages_of_pips_gets_an_environment(tmp_path: Path) -> None:
+    """JetPack 7's: Ubuntu 24.04 says "externally-managed-environment"."""
+    tree = sysfs.orin_nano(tmp_path)
+    sysfs.jetpack(tree, "R39 (release), REVISION: 2.0", sysfs.ORIN_MODES, "python3.12", "10.16.2.10")
+    tree.write("dev/nvmap", "")
+    tree.write("usr/lib/python3.12/EXTERNALLY-MANAGED", "[externally-managed]\n")
+    chosen = Path("/usr/bin/python3")
+    found = told(tree, backends=WITH_TENSORRT, tensorrt_python=chosen)["tensorrt"]
+    assert found.verdict == "fail" and str(found.remedy).endswith(
+        "sudo /usr/bin/python3 -m venv --system-site-packages /opt/edge-tensorrt; "
+        "sudo env PATH=/usr/local/cuda/bin:$PATH /opt/edge-tensorrt/bin/python -m pip install pycuda (compiled here); "
+        'worker.tensorrt_python = "/opt/edge-tensorrt/bin/python"'
+    )
+    tree.write("opt/edge-tensorrt/pyvenv.cfg", "include-system-site-packages = true\nversion = 3.12.3\n")
+    sysfs.package(tree, "opt/edge-tensorrt/lib/python3.12/site-packages", "pycuda", "2026.1")
+    sysfs.package(tree, "usr/lib/python3/dist-packages", "numpy", "1.26.4")
+    chosen = Path("/opt/edge-tensorrt/bin/python")
+    assert told(tree, backends=WITH_TENSORRT, tensorrt_python=chosen)["tensorrt"].verdict == "ok"
 
 
 def test_a_board_without_tensorrt_anywhere_is_told_its_package(tmp_path: Path) -> None:
@@ -101,6 +122,30 @@ def test_an_environment_has_the_systems_packages_only_where_it_was_made_with_the
     found = jetson.examined(tree.root, "/opt/rt/bin/python")
     assert found.lacks == lacks
     assert found.found["numpy"] == "1.19.5"
+
+
+def test_a_board_that_throttles_in_its_power_mode_is_told_of_others(tmp_path: Path) -> None:
+    """More is drawn than the supply gives, or may be drawn: the driver counts each time."""
+    tree = sysfs.orin_nano(tmp_path)
+    tree.write("etc/nvpmodel.conf", sysfs.ORIN_MODES)
+    tree.write("etc/nv_tegra_release", f"# {R36}, GCID: 1\n")
+    tree.write("var/lib/nvpmodel/status", "pmode:0002")
+    settings = Settings(
+        device=DeviceSettings(id="dock"),
+        sensors=SensorSettings(sysroot=tree.root),
+        store=StoreSettings(state_dir=tree.root / "state", trust_root=tree.root / "root.json", reserve_bytes=0),
+    )
+
+    def warnings() -> list[Check]:
+        facts = survey(settings, (), "defaults", ManualClock())
+        return [check for check in examine(facts) if check.name == "throttle" and check.verdict == "warn"]
+
+    (found,) = warnings()
+    assert found.text == "2 over-current or under-voltage events since boot in the power mode MAXN_SUPER (mode 2)"
+    assert "a mode of fewer watts: sudo edge-agent power-mode MODE" in str(found.remedy)
+    for counter in tree.root.glob("sys/class/hwmon/hwmon*/oc*_event_cnt"):
+        counter.write_text("0\n")
+    assert warnings() == []
 
 
 def test_links_between_interpreters_are_followed_inside_the_root(tmp_path: Path) -> None:
