@@ -111,7 +111,7 @@ def examined(root: Path, python: str) -> GpuPython:
         if place is not None:
             found[name] = _version_of(place, name)
     version = _resolved(root, python).rpartition("/")[2]
-    in_environment = f"/usr/lib/{version}/dist-packages" not in package_folders(root, python)[1:3]
+    in_environment = os.path.lexists(root / python.rpartition("/bin/")[0].lstrip("/") / "pyvenv.cfg")
     managed = os.path.lexists(root / f"usr/lib/{version}/EXTERNALLY-MANAGED")
     return GpuPython(python, found, managed and not in_environment, version == "python3.6" and not in_environment)
 
