@@ -248,9 +248,12 @@ def _retype(editor: GraphEditor, node: onnx.NodeProto, kind: int) -> None:
         through = TensorProto.INT32
     else:
         return
-    out = node.output[0]
-    editor.add("Cast", [node.input[0]], [f"{out}.given"], to=through)
-    node.input[0], node.output[0] = f"{out}.given", f"{out}.found"
+    given, out = node.input[0], node.output[0]
+    again = helper.make_node(node.op_type, [f"{out}.given", *node.input[1:]], [f"{out}.found"], name=node.name)
+    again.attribute.extend(node.attribute)
+    editor.remove([node])
+    editor.add("Cast", [given], [f"{out}.given"], to=through)
+    editor.graph.node.append(again)
     editor.add("Cast", [f"{out}.found"], [out], to=kind)
 
 
