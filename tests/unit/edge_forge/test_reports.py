@@ -349,3 +349,24 @@ def test_a_report_on_many_recipes_has_a_name_that_a_file_system_takes():
     long = [f"{'n' * 60}{number}" for number in range(5)]
     assert len(joined_stem("compare", long)) < 200
     assert joined_stem("compare", long) != joined_stem("compare", [*long[:4], "other"])
+
+
+STAGES = ["Data preparation", "Initialisation", "Set-up", "Tuning", "Evaluation", "Deployment", "Monitoring"]
+
+
+def test_a_report_walks_the_seven_stages_and_shows_what_devices_compare_with():
+    reference = {"confidence": [0.0] * 9 + [1.0], "fragmentation": [0.25] * 4 + [0.0] * 6, "out_of_vocabulary": 0.02}
+    shown = {**a_variant("merged", "int8", 0.79, 1000, 2.0), **reference}
+    text = markdown(classifier_report.report(figures(variants=[shown])))
+    found = [line.split(". ", 1)[1] for line in text.splitlines() if line.startswith("## ") and ". " in line]
+    assert found == STAGES
+    monitoring = text.split("7. Monitoring")[1]
+    assert "| 1.0 | 100.0 % | more | 0.0 % |" in monitoring
+    assert "| 0.1 | 0.0 % | 0.10 | 25.0 % |" in monitoring
+    assert "Unknown tokens: 2.0 %" in monitoring
+    assert "golden probes" in monitoring
+
+
+def test_nothing_is_said_of_a_reference_that_no_package_carries():
+    text = markdown(classifier_report.report(figures(packages=[])))
+    assert text.split("7. Monitoring")[1].strip() == "No package was made, so no device has anything to compare with."

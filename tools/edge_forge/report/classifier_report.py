@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from edge_forge.progress import duration, size
-from edge_forge.report import compression_report, methods_table, plots
+from edge_forge.progress import size
+from edge_forge.report import compression_report, methods_table, plots, stages
 from edge_forge.report.blocks import Block, Drawing, Heading, Items, Paragraph, Table
 from edge_forge.report.claims import (
     COSTS,
@@ -32,22 +32,15 @@ _COLUMNS = ("model", "accuracy", "macro-F1", "MCC", "ECE", "size", "memory", "la
 
 
 def report(figures: Mapping[str, Any]) -> list[Block]:
-    """All blocks, in the order in which they are read: result, how it came about, what it rests on."""
+    """All blocks: the result and the packages first, then stage by stage how they came about."""
     name = figures["recipe"]["name"]
-    blocks: list[Block] = [Heading(f"{name}: report of a build", 1), Paragraph(figures["recipe"]["description"])]
-    for section in (
-        _result,
-        _variants,
-        compression_report.compression,
-        _scope,
-        _scores,
-        _training,
-        _data,
-        _claims,
-        _making,
-    ):
-        blocks.extend(section(figures))
-    return blocks
+    return [
+        Heading(f"{name}: report of a build", 1),
+        Paragraph(figures["recipe"]["description"]),
+        *_result(figures),
+        *stages.packages(figures),
+        *stages.walk(figures, _SECTIONS),
+    ]
 
 
 def _result(figures: Mapping[str, Any]) -> Iterator[Block]:
@@ -69,13 +62,6 @@ def _result(figures: Mapping[str, Any]) -> Iterator[Block]:
         yield from _answers(answers)
     if figures.get("outcome"):
         yield Paragraph(f"**Mind: {figures['outcome']}.**")
-    if figures.get("packages"):
-        yield Heading("Packages")
-        yield Table(
-            ("file", "what", "size", "digest"),
-            [[f"`{one['file']}`", one["what"], size(one["size_bytes"]), f"`{one['digest'][:19]}…`"]
-             for one in figures["packages"]],
-        )  # fmt: skip
 
 
 def _answers(found: Mapping[str, Any]) -> Iterator[Block]:
@@ -97,7 +83,7 @@ def _variants(figures: Mapping[str, Any]) -> Iterator[Block]:
     variants = figures.get("variants")
     if not variants:
         return
-    yield Heading("What runs on devices")
+    yield Heading("What runs on devices", 3)
     yield Paragraph(
         f"Each was run by the code that the device runs, on the {figures['split']} rows. `banked` is the base with "
         "this adapter attached, as in a mixed batch; `merged` is one graph. Latency: one text at a time on this host."
@@ -157,7 +143,7 @@ def _scope(figures: Mapping[str, Any]) -> Iterator[Block]:
     if not scope:
         return
     points, plain = scope["curve"], scope["curve"][0]
-    yield Heading("Scope and threshold")
+    yield Heading("Scope and threshold", 3)
     if plain["out_of_scope_rows"]:
         yield Paragraph(
             f"Without a threshold, {percent(plain['in_scope_right'])} of the {plain['in_scope_rows']} "
@@ -192,7 +178,7 @@ def _scope(figures: Mapping[str, Any]) -> Iterator[Block]:
 
 def _scores(figures: Mapping[str, Any]) -> Iterator[Block]:
     split, scores = figures["split"], figures["scores"][figures["split"]]
-    yield Heading("Answers")
+    yield Heading("Answers", 3)
     shown = list(scores["per_label"])
     if len(shown) > _READABLE:
         shown = sorted((one for one in shown if one["support"]), key=lambda one: one["f1"])[:_WORST]
@@ -230,25 +216,7 @@ def confusions(matrix: Sequence[Sequence[int]], labels: Sequence[str], most: int
 
 def _training(figures: Mapping[str, Any]) -> Iterator[Block]:
     record = figures["train"]
-    choice = record["choice"]
-    yield Heading("Training")
-    share = record["trainable_parameters"] / record["total_parameters"]
-    yield Table(
-        ("what", "value"),
-        [
-            ["method", f"{record['method']} (preset {record['preset']})"],
-            ["time", f"{duration(record['wall_s'])}, {duration(record['cpu_s'])} of processor time"],
-            ["peak memory", f"{size(record['peak_bytes'])}, of which libraries {size(record['baseline_bytes'])}"],
-            [
-                "trained parameters",
-                f"{record['trainable_parameters']:,} of {record['total_parameters']:,} ({share:.1%})",
-            ],
-            ["kept state", f"epoch {record['best_epoch']:g}{', stopped early' if record['stopped_early'] else ''}"],
-            ["precision and threads", f"{choice['precision']}, {choice['threads']} threads, chosen by measuring"],
-            ["texts cut to max_tokens", ", ".join(f"{count} {name}" for name, count in record["truncated"].items())],
-            ["settings", ", ".join(f"{key} = {value}" for key, value in sorted(record["settings"].items()))],
-        ],
-    )
+    yield stages.tuning(figures, "texts cut to max_tokens")
     if record["curves"]:
         yield Drawing("training", "Training by epoch.", plots.curves(record["curves"], record["best_epoch"]))
 
@@ -256,7 +224,6 @@ def _training(figures: Mapping[str, Any]) -> Iterator[Block]:
 def _data(figures: Mapping[str, Any]) -> Iterator[Block]:
     statistics = figures["data"]["statistics"]
     rows = statistics["rows"]
-    yield Heading("Data")
     yield Paragraph(
         f"{rows['train']} rows to train, {rows['validation']} to validate, {rows['test']} to test; the largest class "
         f"has {statistics['imbalance']:g}× the training rows of the smallest. Half of the texts have at most "
@@ -279,21 +246,21 @@ def _claims(figures: Mapping[str, Any]) -> Iterator[Block]:
     scores = figures["scores"][figures["split"]]
     method = figures["train"]["method"]
     rows = training_claims({method: figures["train"]}, {method: scores["accuracy"]})
-    yield Heading("Beside the sources' claims")
+    yield Heading("Beside the sources' claims", 3)
     yield Table(
         ("source", "claim", "here", "why it may differ"), [*variant_claims(figures.get("variants") or ()), *rows]
     )
 
 
-def _making(figures: Mapping[str, Any]) -> Iterator[Block]:
-    base = figures["base"]
-    yield Heading("How it was made")
-    yield Paragraph(f"Base `{base['name']}` from `{base['source']}`, {size(base['size_bytes'])}, `{base['base_id']}`.")
-    yield Table(
-        ("step", "time"), [[one["name"], duration(one["took_s"])] for one in figures["steps"]]
-    )  # fmt: skip
-    versions = figures["train"]["versions"]
-    yield Paragraph("Versions: " + ", ".join(f"{name} {version}" for name, version in sorted(versions.items())) + ".")
+_SECTIONS: Mapping[str, Sequence[stages.Section]] = {
+    stages.DATA: (_data,),
+    stages.BASE: (stages.base, compression_report.compression),
+    stages.SETUP: (stages.setup,),
+    stages.TUNING: (_training,),
+    stages.EVALUATION: (_scores, _scope, _claims),
+    stages.DEPLOYMENT: (_variants, stages.steps),
+    stages.MONITORING: (stages.probes, stages.drift),
+}
 
 
 def comparison_tables(runs: Runs) -> list[Table]:

@@ -20,7 +20,7 @@ def compression(figures: Mapping[str, Any]) -> Iterator[Block]:
     found = figures.get("compression")
     if not found:
         return
-    yield Heading("A smaller base")
+    yield Heading("A smaller base", 3)
     yield Paragraph(" ".join(sentences(figures)))
     after = {one["dtype"]: one for one in found.get("after", ())}
     rows = [_row(one, after[one["dtype"]]) for one in found.get("before", ()) if one["dtype"] in after]

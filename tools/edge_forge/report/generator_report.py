@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from edge_forge.progress import duration, size
+from edge_forge.progress import size
+from edge_forge.report import stages
 from edge_forge.report.blocks import Block, Heading, Items, Paragraph, Table
 
 SCORES = {
@@ -21,12 +22,15 @@ SCORES = {
 
 
 def report(figures: Mapping[str, Any]) -> list[Block]:
-    """All blocks, in the order in which they are read: result, what runs on devices, how it came about."""
+    """All blocks: the result and the packages first, then stage by stage how they came about."""
     name = figures["recipe"]["name"]
-    blocks: list[Block] = [Heading(f"{name}: report of a build", 1), Paragraph(figures["recipe"]["description"])]
-    for section in (_result, _files, _memory, _samples, _training, _data, _making):
-        blocks.extend(section(figures))
-    return blocks
+    return [
+        Heading(f"{name}: report of a build", 1),
+        Paragraph(figures["recipe"]["description"]),
+        *_result(figures),
+        *stages.packages(figures),
+        *stages.walk(figures, _SECTIONS),
+    ]
 
 
 def _result(figures: Mapping[str, Any]) -> Iterator[Block]:
@@ -40,16 +44,8 @@ def _result(figures: Mapping[str, Any]) -> Iterator[Block]:
     yield Table(("", *found), [
         [title, *(cell(one, key) for one in found.values())] for key, (title, _) in _taken(found.values()).items()
     ])  # fmt: skip
-    yield from _preferences(figures)
     if figures.get("outcome"):
         yield Paragraph(f"**Mind: {figures['outcome']}.**")
-    if figures["packages"]:
-        yield Heading("Packages")
-        yield Table(
-            ("file", "what", "size", "digest"),
-            [[f"`{one['file']}`", one["what"], size(one["size_bytes"]), f"`{one['digest'][:19]}…`"]
-             for one in figures["packages"]],
-        )  # fmt: skip
 
 
 def flat(scores: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,7 +71,7 @@ def _preferences(figures: Mapping[str, Any]) -> Iterator[Block]:
         ("preferred", "chosen answer likelier", "{:.1%}"), ("margin", "ln p(chosen) - ln p(rejected), nats", "{:+.2f}"),
         ("rewarded", "margin raised by training", "{:.1%}"), ("reward_margin", "rise of the margin × beta", "{:+.3f}"),
     )  # fmt: skip
-    yield Heading("Preferences")
+    yield Heading("Preferences", 3)
     yield Paragraph(
         "Of the measured pairs, by the likelihood of whole answers; in brackets 95 % intervals (Wilson's of shares, "
         "Student's of means). DPO's own accuracy is the third line: its reference is the base."
@@ -100,7 +96,7 @@ def cell(one: Mapping[str, Any], key: str) -> str:
 
 def _files(figures: Mapping[str, Any]) -> Iterator[Block]:
     files = figures["files"]
-    yield Heading("What runs on devices")
+    yield Heading("What runs on devices", 3)
     yield Paragraph(
         "The same rows through llama.cpp. `base` is the base alone, `adapter` the base with the adapter attached, "
         "`merged` both in one file. Against PyTorch: relative distance of logits, the worst token of the samples."
@@ -140,7 +136,7 @@ def _memory(figures: Mapping[str, Any]) -> Iterator[Block]:
     if not files:
         return
     names = list(files[0]["memory"])
-    yield Heading("Memory, predicted")
+    yield Heading("Memory, predicted", 3)
     yield Paragraph(
         f"Bytes of a worker with {figures['task']['sequences']} sequences: weights, cache and work, by context and by "
         "number format of the cache. A device measures its own and corrects this."
@@ -156,7 +152,7 @@ def _samples(figures: Mapping[str, Any]) -> Iterator[Block]:
     if not tuned:
         return
     before = [one[2] for one in figures["scores"].get("base", {}).get("samples", ())]
-    yield Heading("Answers")
+    yield Heading("Answers", 3)
     columns = ("asked", "wanted", "answered", *(["by the base"] if before else []))
     yield Table(columns, [
         [f"`{_short(cell)}`" for cell in (*row, *before[place : place + 1])] for place, row in enumerate(tuned)
@@ -169,26 +165,8 @@ def _short(text: str) -> str:
 
 
 def _training(figures: Mapping[str, Any]) -> Iterator[Block]:
-    record = figures["train"]
-    choice, curves = record["choice"], record["curves"]
-    share = record["trainable_parameters"] / record["total_parameters"]
-    yield Heading("Training")
-    yield Table(
-        ("what", "value"),
-        [
-            ["method", record["method"]],
-            ["time", f"{duration(record['wall_s'])}, {duration(record['cpu_s'])} of processor time"],
-            ["speed", f"{choice['tokens_per_s']:g} tokens/s, padding included; {choice['packed_rows']} packed rows"],
-            ["peak memory", f"{size(record['peak_bytes'])}, of which libraries {size(record['baseline_bytes'])}"],
-            [
-                "trained parameters",
-                f"{record['trainable_parameters']:,} of {record['total_parameters']:,} ({share:.1%})",
-            ],
-            ["kept state", f"epoch {record['best_epoch']:g}{', stopped early' if record['stopped_early'] else ''}"],
-            ["dialogues left out as too long", ", ".join(f"{n} {split}" for split, n in record["truncated"].items())],
-            ["settings", ", ".join(f"{key} = {value}" for key, value in sorted(record["settings"].items()))],
-        ],
-    )
+    curves = figures["train"]["curves"]
+    yield stages.tuning(figures, "dialogues left out as too long")
     if curves:
         yield Table(
             ("epoch", "training loss", "validation loss"),
@@ -199,7 +177,6 @@ def _training(figures: Mapping[str, Any]) -> Iterator[Block]:
 def _data(figures: Mapping[str, Any]) -> Iterator[Block]:
     statistics = figures["data"]["statistics"]
     rows, characters = statistics["rows"], statistics["characters"]
-    yield Heading("Data")
     yield Paragraph(
         f"{statistics['kind'].capitalize()}: {rows['train']} rows to train, {rows['validation']} to validate, "
         f"{rows['test']} to test. Half of the rows have at most {characters['p50']} characters, 95 % at most "
@@ -209,13 +186,15 @@ def _data(figures: Mapping[str, Any]) -> Iterator[Block]:
         yield Items([f"Note: {warning}." for warning in figures["data"]["warnings"]])
 
 
-def _making(figures: Mapping[str, Any]) -> Iterator[Block]:
-    base = figures["base"]
-    yield Heading("How it was made")
-    yield Paragraph(f"Base `{base['name']}` from `{base['source']}`, {size(base['size_bytes'])}, `{base['base_id']}`.")
-    yield Table(("step", "time"), [[one["name"], duration(one["took_s"])] for one in figures["steps"]])
-    versions = figures["train"]["versions"]
-    yield Paragraph("Versions: " + ", ".join(f"{name} {version}" for name, version in sorted(versions.items())) + ".")
+_SECTIONS: Mapping[str, Sequence[stages.Section]] = {
+    stages.DATA: (_data,),
+    stages.BASE: (stages.base,),
+    stages.SETUP: (stages.setup,),
+    stages.TUNING: (_training,),
+    stages.EVALUATION: (_preferences, _samples),
+    stages.DEPLOYMENT: (_files, _memory, stages.steps),
+    stages.MONITORING: (stages.probes,),
+}
 
 
 UNCHANGED = 0.97
