@@ -7,8 +7,8 @@ import pytest
 
 from edge_agent.base.errors import ConfigError, EdgeError, UsageError
 from edge_forge import trials
-from edge_forge.report import methods_table
-from edge_forge.report.blocks import Paragraph, Table
+from edge_forge.report import methods_table, plots
+from edge_forge.report.blocks import Drawing, Paragraph, Table
 
 
 class Recipe(msgspec.Struct, frozen=True):
@@ -119,8 +119,11 @@ def test_the_recommendation_follows_from_the_figures(runs, said):
 
 def test_the_table_holds_what_was_measured():
     runs = {"t lora": run("lora", GOOD, 60), "t full": run("full", GOOD, 90, False)}
+    runs["t lora"] |= {"intruders": 3, "attached": [{"dtype": "int8", "latency": {"p50_ms": 4.6, "attach_ms": 0.31}}]}
     table = next(one for one in methods_table.blocks_of(runs) if isinstance(one, Table))
     cells = dict(zip(table.columns, table.rows[0], strict=True))
+    assert (cells["attached p50"], cells["swap"], cells["intruders"]) == ("4.6 ms", "0.31 ms", "3")
+    assert table.rows[1][table.columns.index("swap")] == "–"
     assert (cells["accuracy"], cells["±"], cells["INT8 loss"], cells["FP16 loss"]) == ("0.9100", "0.0248", "+0.50", "–")
     assert (cells["INT8 p50"], cells["INT8 p99"], cells["file"]) == ("4.0 ms", "9.0 ms", "700.0 KiB adapter")
     assert table.rows[1][table.columns.index("file")] == "23.0 MiB model"
@@ -134,3 +137,19 @@ def test_the_recommendation_says_where_step_sizes_were_not_searched(tried, said)
             "t full": run("full", GOOD, 90, False) | {"step_sizes": sizes}}  # fmt: skip
     advice = [one.text for one in methods_table.blocks_of(runs) if isinstance(one, Paragraph)][-1]
     assert advice.startswith("**Take") and (methods_table.UNSEARCHED in advice) == said
+
+
+def test_the_drawing_joins_the_runs_that_no_other_beats_in_both():
+    runs = {"t full": run("full", (0.95, 0.96), 90, False), "t lora": run("lora", (0.92, 0.93), 60),
+            "t pissa": run("pissa", (0.91, 0.92), 80)}  # fmt: skip
+    points = {name: (sum(one["score"] for one in found["seeds"]) / 2, found["seeds"][0]["cpu_s"])
+              for name, found in runs.items()}  # fmt: skip
+    assert not plots._dominates(points["t full"], points["t lora"])
+    assert plots._dominates(points["t lora"], points["t pissa"])
+    assert not plots._dominates(points["t lora"], points["t lora"])
+    drawn = [one for one in methods_table.blocks_of(runs) if isinstance(one, Drawing)]
+    assert [one.name for one in drawn] == ["pareto"]
+    for words in ("t pissa", "Processor time to train, s", "File of one more task, MiB", "INT8 p50, ms"):
+        assert words in drawn[0].svg
+    assert methods_table.pareto_of(runs) == drawn[0].svg
+    assert not [one for one in methods_table.blocks_of({"t": runs["t lora"]}) if isinstance(one, Drawing)]

@@ -171,6 +171,22 @@ def times_in_turns(subjects: Sequence[OnnxSubject], texts: Sequence[Text], turns
         return found
 
 
+def attach_times(subject: OnnxSubject, times: int = 20) -> list[float]:
+    """Milliseconds to read the subject's adapter and put it into the bank of its graph, which is in memory, by the
+    device's code; it is taken out again before each. Raises BackendError; ValueError for a subject without an adapter.
+    """
+    if subject.adapter is None:
+        raise ValueError("a subject without an adapter has nothing to attach")
+    source, found = AdapterSource(_ADAPTER, str(subject.adapter), subject.base_id), []
+    with _session(subject) as session:
+        for _ in range(times):
+            session.detach(_ADAPTER)
+            started_s = time.perf_counter()
+            session.attach(source)
+            found.append(1000.0 * (time.perf_counter() - started_s))
+    return found
+
+
 def memory(subject: OnnxSubject) -> ProcessMemory:
     """Load the variant in a fresh process, run its largest batch, and say what it took. Raises BackendError."""
     request = {name: str(value) if isinstance(value, Path) else value for name, value in vars(subject).items()}

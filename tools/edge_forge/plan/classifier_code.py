@@ -53,6 +53,7 @@ CODE: Code = {
         ("edge_forge.evaluate.measure_onnx", "edge_forge.evaluate.paired", "edge_agent.backends.onnx"),
         (*_RUNTIME, "scipy"),
     ),
+    "diagnose-weights": (("edge_forge.evaluate.diagnosis",), _TORCH),
     "diagnose": (("edge_forge.evaluate.diagnosis",), (*_TORCH, *_QUESTIONS)),
     "merge": (("edge_forge.train.merged_base",), _TORCH),
     "remembered": (("edge_forge.evaluate.predict", "edge_forge.train.trained_encoder"), _TORCH),

@@ -6,6 +6,7 @@ base ─┴─▶ export ─▶ quantize ─▶ measure ─▶ gates ─▶ pack
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -162,10 +163,12 @@ class ClassifierPlan:
         return (RUNTIME, LITERT) if self.recipe.quantize.litert else (RUNTIME,)
 
     def _compared(self) -> dict[str, Any]:
-        """Variants of the merged model, which every method has, and what would be shipped of them; of LoRA the bytes of
-        the adapter, which is all that a further task adds on a device that has the base."""
+        """Variants of the merged model, which every method has, and what would be shipped of them, and the intruder
+        dimensions of the trained weights; of LoRA the bytes of the adapter, which is all that a further task adds on a
+        device that has the base."""
         graphs = self.exports.merged_graphs
         found: dict[str, Any] = {"variants": list(rows_of(graphs, self.exports.verdicts(graphs)[1]))}
+        found["intruders"] = sum(len(one["intruders"]) for one in self.training.weights_diagnosed.facts["weights"])
         adapter = self.training.trained.path("run/adapter.safetensors")
         return {**found, "adapter_bytes": adapter.stat().st_size} if adapter.is_file() else found
 
@@ -183,7 +186,8 @@ class ClassifierPlan:
         _ = training.questions
         split = training.data.measured[0]
         return {
-            **training.diagnosed.facts, "learned": ["accuracy", training.evaluated.facts[split]["accuracy"]],
+            **training.weights_diagnosed.facts, **training.diagnosed.facts,
+            "learned": ["accuracy", training.evaluated.facts[split]["accuracy"]],
             "kept": training.kept, "train": dict(training.trained.facts),
         }  # fmt: skip
 
@@ -244,7 +248,8 @@ def timed_in_turns(plans: Mapping[str, ClassifierPlan], runs: Mapping[str, Figur
     of the median, and the ratio to the first of them with its interval (`latency_ms`, `latency`).
 
     `attached`: the same of each base graph with an adapter in its bank, {dtype, latency}, whose ratio is to the merged
-    graph of that format; of runs with one base graph by the first one's adapter.
+    graph of that format, with `attach_ms`, the median time to put the adapter into the bank of a graph in memory; of
+    runs with one base graph by the first one's adapter.
     """
     found: dict[str, dict[str, Any]] = {name: dict(figures) for name, figures in runs.items()}
     merged = [
@@ -313,12 +318,15 @@ def _turns(plans: Mapping[str, ClassifierPlan], timed: Mapping[str, _Timed]) -> 
     subjects = {digest: plans[one.run].exports.subject(one.graph) for digest, one in timed.items()}
 
     def work(_: Path) -> Mapping[str, Any]:
-        from edge_forge.evaluate.measure_onnx import times_in_turns
+        from edge_forge.evaluate.measure_onnx import attach_times, times_in_turns
         from edge_forge.evaluate.paired import latencies
 
         times = dict(zip(subjects, times_in_turns(list(subjects.values()), texts), strict=True))
         pairs = {digest: (one.beside, digest) for digest, one in timed.items() if one.beside}
         beside = {own: latencies({name: times[name] for name in pair})[own] for own, pair in pairs.items()}
+        for own, found in beside.items():
+            if subjects[own].adapter is not None:
+                found["attach_ms"] = statistics.median(attach_times(subjects[own]))
         return {**latencies(times), **beside}
 
     inputs = {f"{place}": digest for place, digest in enumerate(subjects)}

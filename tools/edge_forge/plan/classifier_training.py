@@ -491,11 +491,25 @@ class ClassifierTraining:
         return list(dict.fromkeys((one / "recipe.toml" if one.is_dir() else one).resolve() for one in named))
 
     @cached_property
+    def weights_diagnosed(self) -> StepResult:
+        """`weights`: what training did to each (`spectra.WeightDiagnosis`)."""
+        section = self.recipe.diagnose
+
+        def work(_: Path) -> Mapping[str, Any]:
+            from edge_forge.evaluate import diagnosis
+
+            found = diagnosis.of_encoder(self.base.directory, self.trained.path("run"), section.top, section.cosine)
+            return {"weights": [one.as_dict() for one in found]}
+
+        inputs = {"base": self.base.base_id, **self.trained_digests}
+        return self.steps.run("diagnose-weights", inputs, {"top": section.top, "cosine": section.cosine}, work)
+
+    @cached_property
     def diagnosed(self) -> StepResult:
-        """`weights`: what training did to each (`spectra.WeightDiagnosis`); `repair`: what is learned and kept with
-        intruders scaled down, where there are any."""
+        """What a repair of the weights would cost and bring: `repair`, what is learned and kept with intruders scaled
+        down, where there are any; `split`, `rows`."""
         section, (split, measured), rows = self.recipe.diagnose, self.data.measured, self.data
-        asked = self.questions
+        asked, weights = self.questions, self.weights_diagnosed.facts["weights"]
         inputs = {"base": self.base.base_id, **self.trained_digests, **self.data_step.digests(f"{split}.jsonl")}
         most = self.recipe.task.max_tokens
         settings = {"top": section.top, "cosine": section.cosine, "max_tokens": most, "labels": list(rows.labels)}
@@ -504,17 +518,13 @@ class ClassifierTraining:
             from edge_forge.evaluate import diagnosis
 
             base, run = self.base.directory, self.trained.path("run")
-            found = diagnosis.of_encoder(base, run, section.top, section.cosine)
             # What a repair keeps is measured by classes of texts.
-            intruders = {one.name: one.intruders for one in found if one.intruders and not self.recipe.of_tokens}
+            intruders = {
+                one["name"]: one["intruders"] for one in weights if one["intruders"] and not self.recipe.of_tokens
+            }
             texts = [row.text for row in measured], [rows.labels.index(row.label) for row in measured]
             repair = diagnosis.repaired_encoder((base, run), intruders, texts, most, asked.named) if intruders else []
-            return {
-                "weights": [one.as_dict() for one in found],
-                "repair": repair,
-                "split": split,
-                "rows": len(measured),
-            }
+            return {"repair": repair, "split": split, "rows": len(measured)}
 
         return self.steps.run("diagnose", {**inputs, **asked.digests}, settings, work)
 

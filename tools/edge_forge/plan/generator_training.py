@@ -54,6 +54,7 @@ CODE: Code = {
         ("edge_forge.train.generator_job",),
         (*_TORCH, "peft", "accelerate", "jinja2"),
     ),
+    "generate-diagnose-weights": (("edge_forge.evaluate.diagnosis",), (*_TORCH, "peft", "numpy")),
     "generate-diagnose": (("edge_forge.evaluate.diagnosis",), (*_TORCH, "peft", "numpy", "jinja2")),
     "generate-forgetting": (("edge_forge.evaluate.forgetting",), (*_TORCH, "peft", "numpy")),
     "prefer-train": (
@@ -505,11 +506,27 @@ class GeneratorTraining:
         )
 
     @cached_property
+    def weights_diagnosed(self) -> StepResult:
+        """`weights`: what training did to each (`spectra.WeightDiagnosis`)."""
+        section = self.recipe.diagnose
+
+        def work(_: Path) -> Mapping[str, Any]:
+            from edge_forge.evaluate import diagnosis
+
+            tuned = self.tuned_folder, self.adapter_folder
+            found = diagnosis.of_generator(self.base.directory, *tuned, section.top, section.cosine)
+            return {"weights": [one.as_dict() for one in found]}
+
+        inputs = {"base": self.base.base_id, **self.trained_digests}
+        settings = {"top": section.top, "cosine": section.cosine}
+        return self.steps.run("generate-diagnose-weights", inputs, settings, work, "diagnose-weights")
+
+    @cached_property
     def diagnosed(self) -> StepResult:
-        """`weights`: what training did to each (`spectra.WeightDiagnosis`); `repair`: what is learned and kept with
-        intruders scaled down, where there are any."""
+        """What a repair of the weights would cost and bring: `repair`, what is learned and kept with intruders scaled
+        down, where there are any; `split`, `rows`."""
         section, asked = self.recipe.diagnose, self.questions
-        split = self.data.measured[0]
+        split, weights = self.data.measured[0], self.weights_diagnosed.facts["weights"]
         inputs = {
             "base": self.base.base_id, "tokenizer": self.tokenizer_digest, **self.trained_digests, **asked.digests,
             **self.data_step.digests(f"{split}.jsonl"),
@@ -519,12 +536,10 @@ class GeneratorTraining:
             from edge_forge.evaluate import diagnosis
 
             tuned = self.tuned_folder, self.adapter_folder
-            found = diagnosis.of_generator(self.base.directory, *tuned, section.top, section.cosine)
-            intruders = {one.name: one.intruders for one in found if one.intruders}
+            intruders = {one["name"]: one["intruders"] for one in weights if one["intruders"]}
             measured = self.evaluation_set(self.base.directory)
             repair = diagnosis.repaired_generator(tuned, intruders, measured, asked.named) if intruders else []
-            return {"weights": [one.as_dict() for one in found], "repair": repair, "split": split,
-                    "rows": len(measured.rows)}  # fmt: skip
+            return {"repair": repair, "split": split, "rows": len(measured.rows)}
 
         settings = {"top": section.top, "cosine": section.cosine, **self.evaluation_settings}
         return self.steps.run("generate-diagnose", inputs, settings, work, "diagnose")

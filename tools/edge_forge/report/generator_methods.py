@@ -46,13 +46,13 @@ def table(runs: Runs) -> Table:
     columns = (
         "run", "step size", *(SCORES[key][0] for key in keys), *map(forgetting_report.title, sets),
         "train time", "processor time", "peak memory", "trained parameters", "one more task",
-        *(f"{dtype} loss" for dtype in formats), *(["most forgotten"] if asked else []),
+        *(f"{dtype} loss" for dtype in formats), "intruders", *(["most forgotten"] if asked else []),
     )  # fmt: skip
     return Table(columns, [
         [
             name, f"{figures['train']['settings']['learning_rate']:g}", *(_score(figures, key) for key in keys),
             *(_exact(figures, one) for one in sets), *_costs(figures), _one_more(figures),
-            *(_loss(figures, dtype) for dtype in formats),
+            *(_loss(figures, dtype) for dtype in formats), str(figures.get("intruders", "–")),
             *([forgetting_report.worst(figures.get("kept") or {})] if asked else []),
         ]
         for name, figures in runs.items()

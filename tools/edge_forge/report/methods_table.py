@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from edge_forge.progress import duration, size
-from edge_forge.report import forgetting_report
-from edge_forge.report.blocks import Block, Heading, Paragraph, Table
+from edge_forge.report import forgetting_report, plots
+from edge_forge.report.blocks import Block, Drawing, Heading, Paragraph, Table
 from edge_forge.report.claims import Runs
 from edge_forge.train.methods import ADAPTER, METHODS
 
@@ -51,15 +51,23 @@ def blocks_of(runs: Runs) -> Iterator[Block]:
     yield Paragraph(
         f"{count} run{'s' * (count != 1)} of each, with other seeds; scores by PyTorch on the measured split, with "
         "Student's 95 % interval over the seeds. Files, losses and latencies are those of the first seed; a loss is "
-        "that of the number format beside FP32, in points."
+        "that of the number format beside FP32, in points. `attached p50` is a text by the base with the adapter "
+        "in its bank, `swap` the time to put another adapter there; a model of its own is loaded instead. "
+        "`intruders` are directions that the base did not have (`edge-forge diagnose`). Energy is told by devices "
+        "with a sensor."
     )
     yield Table(
         ("run", "step size", "accuracy", "±", "train time", "processor time", "peak memory", "trained parameters",
-         "file", "INT8 loss", "FP16 loss", "INT8 p50", "INT8 p99", "INT8 memory",
+         "file", "INT8 loss", "FP16 loss", "INT8 p50", "INT8 p99", "INT8 memory", "attached p50", "swap", "intruders",
          "most forgotten"),
         [[name, *_cells(figures)] for name, figures in runs.items()],
     )  # fmt: skip
     yield Paragraph(steps_said(runs))
+    if len(runs) > 1:
+        yield Drawing(
+            "pareto", "Further up and further left is better; the line joins the runs that no other beats in both.",
+            pareto_of(runs),
+        )  # fmt: skip
     yield Heading("What to choose")
     searched = len(runs) == 1 or all(len(figures.get("step_sizes") or ()) > 1 for figures in runs.values())
     yield Paragraph(recommendation(runs) if searched else f"{recommendation(runs)} {UNSEARCHED}")
@@ -77,8 +85,35 @@ def _cells(figures: Mapping[str, Any]) -> list[str]:
         _loss(figures, "fp16"), f"{latency['p50_ms']:.1f} ms" if "p50_ms" in latency else "–",
         f"{latency['p99_ms']:.1f} ms" if "p99_ms" in latency else "–",
         size(int8["peak_bytes"]) if int8 and int8.get("peak_bytes") else "–",
+        *_attached_costs(figures), str(figures.get("intruders", "–")),
         forgetting_report.worst(figures.get("kept") or {}),
     ]  # fmt: skip
+
+
+def _attached_costs(figures: Mapping[str, Any]) -> tuple[str, str]:
+    """A text with the adapter in the bank, and the time to put it there; of INT8 where it was measured."""
+    found = {one["dtype"]: one["latency"] for one in figures.get("attached") or ()}
+    latency = found.get("int8") or next(iter(found.values()), None)
+    return ("–", "–") if latency is None else (f"{latency['p50_ms']:.1f} ms", f"{latency['attach_ms']:.2f} ms")
+
+
+def pareto_of(runs: Runs) -> str:
+    """The drawing of quality against each cost, with the runs that no other beats in both."""
+    scores = {name: spread([one["score"] for one in figures["seeds"]]) for name, figures in runs.items()}
+    panels: dict[str, dict[str, float]] = {"Processor time to train, s": {name: _cpu_s(runs[name]) for name in runs}}
+    panels["Peak memory to train, MiB"] = {
+        name: sum(one["peak_bytes"] for one in figures["seeds"]) / len(figures["seeds"]) / 2**20
+        for name, figures in runs.items()
+    }
+    panels["File of one more task, MiB"] = {
+        name: found / 2**20 for name, figures in runs.items() if (found := _file_bytes(figures)) is not None
+    }
+    panels["INT8 p50, ms"] = {
+        name: latency["p50_ms"]
+        for name, figures in runs.items()
+        if "p50_ms" in (latency := (_variant(figures, "int8") or {}).get("latency") or {})
+    }
+    return plots.pareto(scores, {title: costs for title, costs in panels.items() if costs})
 
 
 def _variant(figures: Mapping[str, Any], dtype: str) -> Mapping[str, Any] | None:
@@ -89,10 +124,15 @@ def _variant(figures: Mapping[str, Any], dtype: str) -> Mapping[str, Any] | None
 
 def _file(figures: Mapping[str, Any]) -> str:
     """What a further task adds to a device."""
+    found = _file_bytes(figures)
+    return "–" if found is None else f"{size(found)} {'adapter' if 'adapter_bytes' in figures else 'model'}"
+
+
+def _file_bytes(figures: Mapping[str, Any]) -> int | None:
     if "adapter_bytes" in figures:
-        return f"{size(figures['adapter_bytes'])} adapter"
+        return int(figures["adapter_bytes"])
     shipped = [one for one in figures.get("variants") or () if one["shipped"] and one["form"] == "merged"]
-    return f"{size(min(one['size_bytes'] for one in shipped))} model" if shipped else "–"
+    return min((int(one["size_bytes"]) for one in shipped), default=None)
 
 
 def _loss(figures: Mapping[str, Any], dtype: str) -> str:

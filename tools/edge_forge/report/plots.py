@@ -7,6 +7,7 @@ The same figures give the same text, so that a report's digest says whether anyt
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -222,6 +223,46 @@ def learning_and_forgetting(paths: Mapping[str, Mapping[str, Sequence[tuple[floa
         one.set_title(one_line(question))
         one.legend(frameon=False, fontsize=8)
     return _text(figure)
+
+
+def pareto(scores: Mapping[str, tuple[float, float]], panels: Mapping[str, Mapping[str, float]]) -> str:
+    """A panel per cost (title and unit: cost by run) against `scores` by run, (mean, half its interval or NaN).
+
+    The stepped line joins the runs that are not dominated: no other is at least as good and at most as dear, and better
+    in one of them. Costs that differ by more than five times are on a logarithmic axis.
+    """
+    from matplotlib import ticker
+
+    figure, axes = _figure(max(_WIDTH, 4.2 * len(panels)), 3.8, len(panels))
+    colours = dict(zip(scores, _COLOURS * len(scores), strict=False))
+    for one, (title, costs) in zip([axes] if len(panels) == 1 else axes, panels.items(), strict=True):
+        best = sorted(
+            (cost, scores[name][0]) for name, cost in costs.items()
+            if not any(_dominates((scores[other][0], costs[other]), (scores[name][0], cost)) for other in costs)
+        )  # fmt: skip
+        one.step(*zip(*best, strict=True), where="post", color=GREY, linewidth=1, linestyle="--")
+        for name, cost in costs.items():
+            mean, half = scores[name]
+            bar = None if math.isnan(half) else half
+            one.errorbar([cost], [mean], yerr=bar, fmt="o", color=colours[name], label=one_line(name), capsize=3)
+        if max(costs.values()) > 5.0 * min(costs.values()):
+            one.set_xscale("log")
+            one.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+            one.xaxis.set_minor_formatter(ticker.NullFormatter())
+        one.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+        one.margins(0.12)
+        one.set(xlabel=title, ylabel="accuracy")
+    figure.legend(*_first(axes, panels).get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    return _text(figure)
+
+
+def _first(axes: Any, panels: Mapping[str, object]) -> Any:
+    return axes if len(panels) == 1 else axes[0]
+
+
+def _dominates(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether (score, cost) `one` leaves no reason to take `other`."""
+    return one[0] >= other[0] and one[1] <= other[1] and one != other
 
 
 def layer_of(module: str) -> int:
