@@ -68,6 +68,12 @@ def test_no_text_is_in_two_parts_and_none_has_two_readings(data):
     assert data.statistics["shared"] == {} and data.statistics["contradictions"] == 0
 
 
+def test_no_sentence_of_the_second_test_was_learned(script):
+    parts = {name: {script.bare(one) for one in found} for name, found in script.rows().items()}
+    assert len(parts["said"]) >= 330
+    assert not parts["said"] & (parts["train"] | parts["validation"])
+
+
 @pytest.mark.parametrize("part", ["train", "validation", "test"])
 def test_marked_sentences_are_those_of_home_intents_in_the_same_part(script, part):
     lines = (MODELS / "home-intents" / "data" / f"{part}.tsv").read_text(encoding="utf-8").splitlines()[1:]
