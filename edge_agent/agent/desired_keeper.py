@@ -170,6 +170,7 @@ class DesiredKeeper:
         if self._unread is not None:
             self._waiting = message  # the newest: the broker retains no more either
             return
+        self._waiting = None  # older than this one, see `receive_later`
         decoded = decode_desired(message)
         if decoded is None:
             self._withdraw()

@@ -330,6 +330,8 @@ class ModelServer:
     async def _feed_beside(self, served: ServedModel, worker: WorkerHandle) -> None:
         """While an encoder works on a job of several steps: hand over what others' clients ask, a step's worth at a
         time. The session computes both in turn, so that nobody waits for the whole of a long list."""
+        # What waits already has woken the loop before: another wake would come with the next request only.
+        served.wake_up()
         while served.running:
             await served.woken()
             most = self._context.grant.max_rows

@@ -95,14 +95,19 @@ class StoreScrub:
     async def look(self) -> None:
         """Read everything; heal what can be healed, and report the rest."""
         found = await self._damage()
+        if found is None:
+            return  # nothing is known: what was reported before stays so
         packages = list(dict.fromkeys(package for one in found for package in one.packages))
-        healed = [package for package in packages if await self._heal(package)]
+        healed = {package for package in packages if await self._heal(package)}
         if healed:
-            await self._end_workers(_models(found))
+            await self._end_workers(_models([one for one in found if healed.intersection(one.packages)]))
         left = await self._damage() if healed else found
+        if left is None:
+            left = [one for one in found if not healed.intersection(one.packages)]
         self._report(found, left)
 
-    async def _damage(self) -> Sequence[DamagedFile]:
+    async def _damage(self) -> Sequence[DamagedFile] | None:
+        """Every damaged file; None where the store could not be read through."""
         stopping = threading.Event()
 
         def pace() -> None:
@@ -116,10 +121,10 @@ class StoreScrub:
                 # An install meanwhile has deleted files of the version that it found there.
                 if not found or self._store.generation() == before:
                     return found
-            return ()
+            return None
         except EdgeError as error:
             log.warning("the store cannot be read through: %s", error)
-            return ()
+            return None
         finally:
             # The daemon's end waits for its threads.
             stopping.set()
@@ -149,7 +154,7 @@ class StoreScrub:
         return False
 
     async def _install(self, place: str, package: str) -> None:
-        for _ in range(BUSY_TRIES):
+        for left in reversed(range(BUSY_TRIES)):
             try:
                 if "://" in place:
                     await self._operator.fetch(place, package)
@@ -158,7 +163,7 @@ class StoreScrub:
                 else:
                     await self._operator.install(place, digest=package)
             except EdgeError as error:
-                if error.cause is not Cause.BUSY:
+                if error.cause is not Cause.BUSY or not left:
                     raise
                 await asyncio.sleep(BUSY_S)
             else:

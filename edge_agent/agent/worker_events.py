@@ -160,7 +160,10 @@ class WorkerEventHandler:
         elif served.worker is not None and served.worker.is_new_cost(event.batch, compute_s):
             # Else one client's long lists would make every batch look as long as they took in all.
             compute_s /= max(1, event.steps)
-            row_bytes = max(inside.size_bytes // inside.rows for inside in (job, *served.running.values()))
+            # What takes several steps is computed in turn with the others, and shares a step with them at its end only.
+            most = self._context.grant.max_rows
+            beside = () if event.steps > 1 else [one for one in served.running.values() if one.rows <= most]
+            row_bytes = max(inside.size_bytes // inside.rows for inside in (job, *beside))
             costs.learn(served.cost_key, event.batch, row_bytes * event.batch, compute_s, threads)
 
     def take_death(self, served: ServedModel, death: WorkerDeath) -> None:

@@ -286,6 +286,7 @@ class InboxSource:
     def __init__(self, folder: Path, sticks: Path | None = None) -> None:
         self._packages = InboxPackages(folder)
         self._sticks = None
+        self._looking = asyncio.Lock()
         if sticks is not None:
             from edge_agent.store.stick_packages import StickLook  # memory, where they are looked at
 
@@ -293,8 +294,11 @@ class InboxSource:
 
     async def find(self, wanted: Collection[str]) -> Mapping[str, FoundPackage]:
         """See `desired_keeper.PackageSource`; what lies in the incoming folder comes first."""
-        on_sticks = {} if self._sticks is None else await self._sticks.find(wanted)
-        return {**on_sticks, **await asyncio.to_thread(self._packages.find, wanted)}
+        # One look at a time: the desired state and the weekly reading of the store both ask. A stick that is looked at
+        # passes for one that does not answer, and what is known of the files belongs to one thread.
+        async with self._looking:
+            on_sticks = {} if self._sticks is None else await self._sticks.find(wanted)
+            return {**on_sticks, **await asyncio.to_thread(self._packages.find, wanted)}
 
     def refused(self, found: FoundPackage) -> None:
         """See `desired_keeper.PackageSource`."""

@@ -127,6 +127,13 @@ class Blobs:
         except OSError:
             return False
 
+    def there(self, found: Descriptor) -> bool:
+        """True when there is a file, of whatever size; what the disk does not give counts as not there."""
+        try:
+            return self.path(found.digest).exists()
+        except OSError:
+            return False
+
     def intact(self, found: Descriptor, pace: Callable[[], None] = lambda: None) -> bool:
         """True when the blob is present and its bytes have its digest. `pace` is called after each MiB."""
         try:

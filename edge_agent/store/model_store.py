@@ -359,7 +359,7 @@ class ModelStore:
                 continue
             kept = ref.digest == version.chosen or isinstance(item, AdapterItem)
             for found in item.manifest.descriptors():
-                if not self._blobs.intact(found, pace) and (kept or self._blobs.path(found.digest).exists()):
+                if not self._blobs.intact(found, pace) and (kept or self._blobs.there(found)):
                     yield found.digest, "missing or changed on disk", package
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,19 @@ def test_the_last_of_a_flood_of_messages_is_taken(tmp_path: Path) -> None:
         assert device.desired.state is not None and device.desired.state.version == 1
         await pass_s(device, 2)
         assert reported(device)["version"] == 199
+
+    Device.run(scenario, ports=parts(tmp_path, P1))
+
+
+def test_what_was_put_off_in_a_flood_yields_to_what_was_read_after_it(tmp_path: Path) -> None:
+    async def scenario(device: Device) -> None:
+        for put_off in (message(2), replace(message(2), payload=b"")):
+            device.desired.receive_later(put_off)
+            device.desired.receive(message(3))
+            await pass_s(device, 2)
+            state = reported(device)
+            assert (state["version"], state.get("not_taken")) == (3, None)
+            assert device.desired.state is not None and not device.desired.state.withdrawn
 
     Device.run(scenario, ports=parts(tmp_path, P1))
 

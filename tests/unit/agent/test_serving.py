@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Hashable
 from dataclasses import replace
+
+import pytest
 
 from edge_agent.base.causes import Cause
 from edge_agent.base.errors import AdapterRefused, BackendError, WorkerError
@@ -677,6 +680,45 @@ def test_what_others_ask_is_computed_beside_a_list_of_many_texts() -> None:
         worker.finish()
         await settle()
         assert [device.status(name) for name in ("long", "more", "own")] == [200, 200, 200]
+
+    Device.run(scenario, a_model(), plan=Plan(compute_s=None))
+
+
+def test_what_waits_when_a_list_of_many_texts_begins_is_computed_beside_it() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("first", {"texts": ["x"] * 64}, client="hog")
+        await settle()
+        await device.ask("second", {"texts": ["x"] * 64}, client="other")
+        await device.ask("own", {"text": "x"}, client="hog")
+        await settle()
+        worker = device.spawner.last
+        assert len(worker.inside) == 1
+        worker.finish()
+        await settle()
+        assert [name.rpartition("/")[2] for name in worker.inside] == ["second", "own"], "nobody asks anything more"
+
+    Device.run(scenario, a_model(), plan=Plan(compute_s=None))
+
+
+def test_the_cost_of_what_is_computed_beside_long_texts_is_that_of_its_own_length() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("long", {"texts": ["x" * 200] * 64}, client="hog")
+        await settle()
+        await device.ask("good", {"text": "y" * 8}, client="good")
+        await settle()
+        worker, served = device.spawner.last, device.served()
+        learned: list[tuple[int, int]] = []
+        learn = device.context.costs.learn
+
+        def noted(model: Hashable, rows: int, size_bytes: int, compute_s: float, threads: int = 0) -> None:
+            learned.append((rows, size_bytes))
+            learn(model, rows, size_bytes, compute_s, threads)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(device.context.costs), "learn", lambda _self, *args: noted(*args))
+            worker.finish([name for name in worker.inside if name.endswith("good")])
+            await settle()
+        assert learned == [(1, 8)] and len(served.running) == 1, "the long list is computed in other steps"
 
     Device.run(scenario, a_model(), plan=Plan(compute_s=None))
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edge_agent.agent.store_scrub import BUSY_S, FIRST_S, StoreScrub
+from edge_agent.agent.store_scrub import BUSY_S, BUSY_TRIES, FIRST_S, StoreScrub
 from edge_agent.base.causes import Cause
 from edge_agent.base.errors import StoreError
+from edge_agent.bundle.manifest import Descriptor
 from edge_agent.core.desired_state import FoundPackage
+from edge_agent.store.disk import Blobs
 from edge_agent.store.inbox_packages import InboxPackages, package_digest
 from edge_agent.store.model_store import Damage, ModelStore
 from tests.support import packages as tiny
@@ -155,6 +158,62 @@ def test_another_change_of_the_store_is_waited_for_and_the_first_look_is_after_a
         await asyncio.gather(task, return_exceptions=True)
 
     Device.run(scenario, a_model())
+
+
+def test_a_store_that_is_busy_all_the_time_heals_nothing() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("q1")
+        await later(1.0)
+        busy = StoreError("another install is at work", cause=Cause.BUSY)
+        places = Places(Store(DAMAGE), "a.tar", faults=[busy] * BUSY_TRIES)
+        await scrub(device, places).look()
+        assert len(places.calls) == BUSY_TRIES and places.store.looks == 1
+        assert device.served().worker is not None, "nothing was written that it has not loaded"
+        assert "damaged files of m" in device.context.conditions["store"]
+
+    Device.run(scenario, a_model())
+
+
+def test_a_store_that_cannot_be_read_through_is_not_reported_as_whole() -> None:
+    async def scenario(device: Device) -> None:
+        places = Places(Store(DAMAGE))
+        await scrub(device, places).look()
+        assert "store" in device.context.conditions
+        places.store.changes = 99
+        await scrub(device, places).look()
+        assert "store" in device.context.conditions, "nothing is known of it"
+
+    Device.run(scenario, a_model())
+
+
+def test_only_workers_of_what_was_written_anew_are_ended() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("q1")
+        await later(1.0)
+        before = Damage("sha256:y", ("m",), "missing or changed on disk")
+        places = Places(Store(before, Damage("sha256:x", ("other",), "missing or changed on disk", (P1,))), "a.tar")
+        await scrub(device, places).look()
+        assert places.calls == [("install", "a.tar")] and device.served().worker is not None
+
+    Device.run(scenario, a_model())
+
+
+def test_a_file_whose_entry_the_disk_does_not_give_ends_no_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs = Blobs(tmp_path)
+    found = Descriptor(media_type="application/octet-stream", digest="sha256:" + "0" * 64, size=1)
+    blobs.folder.mkdir(parents=True, exist_ok=True)
+    blobs.path(found.digest).write_bytes(b"x")
+    assert blobs.there(found)
+
+    def broken(_path: Path, **_: Any) -> Any:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", broken)
+        gone = blobs.there(found), blobs.intact(found)
+    assert gone == (False, False), "a daemon whose look raises anything but an EdgeError ends"
 
 
 def test_a_flipped_bit_of_a_real_store_is_found_and_healed_from_the_incoming_folder(tmp_path: Path) -> None:
