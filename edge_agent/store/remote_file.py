@@ -314,7 +314,8 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
             whom = f"to {place.hostname[:100]} " if place.hostname else ""
             text = f"it sends on {whom}from {before} to {place.scheme[:20] or 'no scheme'}"
             raise RedirectionRefused(text, "packages are fetched by http and https, and after https by https alone")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+        # Python 3.10 follows no 308, which is a 307 that may be remembered.
+        return super().redirect_request(req, fp, 307 if code == 308 else code, msg, headers, newurl)
 
     def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
         """See `urllib.request.HTTPRedirectHandler`, which leaves the answer open where its place cannot be asked."""

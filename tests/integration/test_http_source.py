@@ -525,6 +525,14 @@ def test_a_redirection_from_https_to_http_names_its_host() -> None:
         remote_file._Redirects().redirect_request(request, None, 302, "", {}, "http://other.example/p.tar")
 
 
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_every_kind_of_redirection_is_followed_by_every_python(code: int) -> None:
+    """`urllib` of Python 3.10 knows no 308."""
+    request = urllib.request.Request("http://named.example/p.tar")
+    found = remote_file._Redirects().redirect_request(request, None, code, "", {}, "https://other.example/p.tar")
+    assert found.full_url == "https://other.example/p.tar" and found.unverifiable
+
+
 def test_a_redirection_to_what_is_nearer_than_its_server_is_refused_unasked(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
