@@ -86,7 +86,7 @@ class Queue:
 
     @property
     def rows(self) -> int:
-        """Number of texts that wait."""
+        """Number of rows that wait (`Job.rows`)."""
         return sum(job.rows for job in self._jobs.values())
 
     def add(self, job: Job) -> None:
@@ -147,7 +147,7 @@ class Queue:
             self._served[client] = max(0.0, self._served[client] + rows)
 
     def rows_ahead(self, job: Job, now_s: float, active: frozenset[str | None] | None = None) -> int:
-        """Texts that would run before `job` (not queued yet) if no other job arrived; `active`: the active adapters."""
+        """Rows that would run before `job` (not queued yet) if no other job arrived; `active`: the active adapters."""
         rows = 0
         for other in self._ordered((*self._jobs.values(), job), now_s, active or None):
             if other is job:
