@@ -320,6 +320,7 @@ def test_embeddings_that_are_to_be_cut_are_cut(base):
         ("sentence_bert_config.json", {"max_seq_length": None}, 32, "model_max_length of tokenizer_config.json"),
         ("sentence_bert_config.json", {"max_seq_length": 4096}, tiny.POSITIONS, ""),
         ("tokenizer_config.json", {"model_max_length": 10**30}, tiny.POSITIONS, ""),
+        ("tokenizer_config.json", {"model_max_length": float("inf")}, tiny.POSITIONS, ""),
         ("README.md", {}, 32, "model_max_length of tokenizer_config.json"),
     ],
 )
@@ -345,6 +346,7 @@ def test_a_folder_reads_texts_no_longer_than_it_says(base, file, settings, posit
             "method_output_name is 'pooler_output'",
         ),
         ({"config_args": {"num_hidden_layers": 1}}, "config_args sets 'num_hidden_layers' beside config.json"),
+        ({"model_args": True}, "model_args is no object"),
     ],
 )
 def test_a_transformer_that_hands_on_something_else_is_refused(base, settings, words):

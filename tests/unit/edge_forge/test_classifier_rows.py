@@ -325,6 +325,13 @@ def test_what_is_no_text_is_named(tmp_path, begin, what):
         list(read(path, ClassifierDataSection(train="x")))
 
 
+@pytest.mark.parametrize("text", ["PAR16 bulb on", "PAR16", "BZh is no word", "ARROW1 key"])
+def test_text_that_begins_like_the_name_of_a_format_is_text(tmp_path, text):
+    path = write(tmp_path, "a.tsv", f"{text}\tlight\n")
+    section = ClassifierDataSection(train="x", columns=("text", "label"))
+    assert list(read(path, section)) == [Row(text, "light")]
+
+
 def test_rows_split_off_are_not_called_by_the_training_file(tmp_path):
     write(tmp_path, "train.tsv", TRAIN + "lamp on\toff\n" * 3)
     for seed in range(20):
@@ -362,7 +369,9 @@ def test_quotation_marks_in_tsv_are_text_unless_a_spreadsheet_wrote_them(tmp_pat
         ('"sep=,",\r\ntext,label\r\nhi,a\r\n', [("hi", "a")], "separated by commas"),
         ('text, label\n"hi, you", a\n', [("hi, you", "a")], ""),
         ('text,label\nhi, "a"\n"hi, you", "b"\n', [("hi", "a"), ("hi, you", "b")], "spaces before quotation marks"),
+        ('text,label\n"hi, you", "a"\nme, "b, c"\n', [("hi, you", "a"), ("me", "b, c")], "spaces before quotation"),
         ('text,label\nhe said "on",a\n', [('he said "on"', "a")], ""),
+        ('text,label\nso, "a\nso, "b\n', [("so", '"a'), ("so", '"b')], ""),
         ("text,label\n'hi','a'\n'you','b'\n", [("'hi'", "'a'"), ("'you'", "'b'")], "single quotation marks"),
     ],
 )  # fmt: skip

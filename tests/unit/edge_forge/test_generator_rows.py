@@ -117,6 +117,7 @@ def test_what_cannot_be_a_part_of_the_dialogue_is_refused_by_its_key(tmp_path, r
         ({"answer": {"tool_calls": [{"function": {}}]}}, "message 2 has 'tool_calls', which is not taught"),
         ({"answer": {"reasoning_content": "hm"}}, "message 2 has 'reasoning_content'"),
         ({"answer": {"weight": 0}}, "message 2 has the weight 0: every answer is learned alike"),
+        ({"answer": {"weight": None}}, None),
         ({"tools": [], "functions": "[]", "answer": {"weight": 1, "tool_calls": None, "name": "edge"}}, None),
     ],
 )

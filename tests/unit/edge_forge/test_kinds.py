@@ -1,9 +1,12 @@
 """Kinds of recipes: which one a document is of, and that each names its parts and keys its steps by their code."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from edge_forge.kinds import registry
 from edge_forge.plan import classifier_code, generator_training
+from edge_forge.plan.classifier_plan import ClassifierPlan
 from edge_forge.plan.step_runner import _WITHOUT_EFFECT, _WITHOUT_EFFECT_BELOW, _closure, _path, code_version
 from edge_forge.recipe.scaffold import _TEMPLATES
 
@@ -69,3 +72,13 @@ def test_trials_are_kept_by_the_code_of_the_kinds_own_training():
     found = {name: registry.kind(name).score.step for name in registry.KINDS}
     encoders = dict.fromkeys(("classify", "slots", "answers"), "train")
     assert found == {**encoders, "generate": "generate-train", "prefer": "prefer-train"}
+
+
+@pytest.mark.parametrize("more", [{}, {"spans": {"f1": 0.8, "low": 0.7, "high": 0.9, "spans": 40}}])
+def test_evaluate_prints_the_score_that_a_report_begins_with(more):
+    scores = {"rows": 9, "accuracy": 0.6, "macro_f1": 0.7, "mcc": 0.5, "ece": 0.1, "confusion": [], **more}
+    plan = object.__new__(ClassifierPlan)
+    plan.training = SimpleNamespace(
+        data=SimpleNamespace(measured=("test", ())), evaluated=SimpleNamespace(facts={"test": scores})
+    )
+    assert plan.result("evaluate") == {"split": "test", **{key: scores[key] for key in scores if key != "confusion"}}

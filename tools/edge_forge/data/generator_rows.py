@@ -246,7 +246,7 @@ def _check_beside(found: Mapping[str, Any], keys: Sequence[str], whose: str, whe
                 f"{whose} has {key!r}, which is not taught here: rows are texts by role", where,
                 "write it into a message as the model is to read it, or remove it",
             )  # fmt: skip
-    if "weight" in found and found["weight"] != 1:
+    if found.get("weight", 1) not in (None, 1):  # tables fill messages without a weight with null
         raise ConfigError(
             f"{whose} has the weight {brief(found['weight'])}: every answer is learned alike here", where,
             "remove the key, or the message",

@@ -28,11 +28,13 @@ _SHOWN_KEYS, _SHOWN_CHARACTERS = 12, 40
 _UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 # Letters and signs of Unicode that are drawn as nothing: Hangul fillers and the empty Braille pattern.
 _EMPTY = "\u115f\u1160\u3164\uffa0\u2800"
-# What files begin with that spreadsheets and archivers write, with what they are.
+# What files begin with that spreadsheets and archivers write, with what they are. Each has a byte that text does not
+# have, or more of the head than the name: "PAR16" begins a row on lamps, too.
 _NO_TEXT = {
     b"PK\x03\x04": "a spreadsheet (.xlsx, .ods) or another ZIP archive", b"\xd0\xcf\x11\xe0": "a spreadsheet (.xls)",
-    b"\x1f\x8b": "compressed by gzip", b"PAR1": "Parquet", b"SQLite format 3\x00": "a data base of SQLite",
-    b"%PDF-": "a PDF", b"ARROW1": "Arrow", b"\x28\xb5\x2f\xfd": "compressed by zstd", b"BZh": "compressed by bzip2",
+    b"\x1f\x8b": "compressed by gzip", b"PAR1\x15": "Parquet",
+    b"SQLite format 3\x00": "an SQLite database", b"%PDF-": "a PDF", b"ARROW1\x00": "Arrow",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd", b"BZh91AY&SY": "compressed by bzip2",
     b"\xfd7zXZ": "compressed by xz", b"version https://git-lfs": "a pointer of Git LFS without the file itself",
 }  # fmt: skip
 
@@ -104,8 +106,10 @@ SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bar
 """What may separate the cells of a table, with its name for people."""
 # The first line by which Excel is told what separates the cells below.
 _SEPARATOR_LINE = re.compile(r"(?:sep=([,;\t|])|\"sep=([,;\t|])\")[,;\t|]*")
-# A cell whose quotation marks stand behind a space, and one in single ones.
-_SPACED_CELL, _SINGLE_CELL = re.compile(r' +".*" *', re.DOTALL), re.compile(r" *'.*' *", re.DOTALL)
+# A cell whose quotation marks stand behind a space, the beginning of one that holds the separator, and a cell in
+# single quotation marks.
+_SPACED_CELL, _SPACED_BEGIN = re.compile(r' +".*" *', re.DOTALL), re.compile(' +"')
+_SINGLE_CELL = re.compile(r" *'.*' *", re.DOTALL)
 _CSV_CELL_CHARACTERS = csv.field_size_limit()
 # A cell that only a program writes so: in quotation marks, with those inside of it doubled.
 _QUOTED_CELL = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
@@ -159,7 +163,9 @@ def csv_rows(text: str, wanted: Sequence[str], width: int, where: str) -> TableR
     found = (named[1] or named[2]) if named is not None else _separator(first, wanted, width)
     rows = _strict_rows(text, found, where)
     notes = [] if found == "," and named is None else [f"{where}: its cells are separated by {SEPARATORS[found]}"]
-    if any(_SPACED_CELL.fullmatch(cell) for _, row in rows for cell in row):
+    # Read strictly, a spaced cell that holds the separator falls into two, so that the rows are uneven.
+    is_spaced = _SPACED_CELL.fullmatch if _is_even(rows) else _SPACED_BEGIN.match
+    if any(is_spaced(cell) for _, row in rows for cell in row):
         spared = _quoted_rows(text, found, spaces=True)
         if spared is not None and _is_even(spared) and (not width or len(spared[0][1]) == width):
             rows = spared

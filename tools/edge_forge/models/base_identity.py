@@ -164,7 +164,7 @@ def _config(directory: Path) -> Any:
 
 
 def _is_the_table(found: Mapping[str, tuple[Path, TensorPlace]]) -> bool:
-    """Whether the head has the bytes of the table of tokens."""
+    """Whether the head has the values of the table of tokens."""
     tables = [name for name in found if name.endswith("embed_tokens.weight")]
     return len(tables) == 1 and _digest(found[tables[0]]) == _digest(found[_HEAD])
 

@@ -11,6 +11,7 @@ to length 1, and a classifier's head learns better on features of their own leng
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,7 +140,8 @@ def longest_text(base_dir: Path) -> tuple[int, str] | None:
     said = [(path, "max_seq_length")] if path is not None else []
     for file, key in (*said, (base_dir / TOKENIZER, "model_max_length")):
         value = _object(file).get(key) if file.is_file() else None
-        if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
+        # Infinity is JSON to Python, and limits nothing.
+        if isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value < math.inf:
             return int(value), f"{key} of {file.name}"
     return None
 
@@ -297,7 +299,10 @@ def _check_transformer(base_dir: Path) -> None:
             if place.get(key, value) != value:
                 raise _refused(path, f"{key} is {place[key]!r}: only {value!r} is known here")
     for key in _OVERRIDES:
-        beyond = sorted(set(found.get(key) or {}) - _HARMLESS)
+        given = found.get(key) or {}
+        if not isinstance(given, dict):
+            raise _refused(path, f"{key} is no object")
+        beyond = sorted(given.keys() - _HARMLESS)
         if beyond:
             raise _refused(path, f"{key} sets {beyond[0]!r} beside config.json: write it there")
 

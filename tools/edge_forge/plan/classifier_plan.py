@@ -210,7 +210,9 @@ class ClassifierPlan:
     def _evaluate(self) -> Mapping[str, Any]:
         split, _ = self.training.data.measured
         found = self.training.evaluated.facts[split]
-        return {"split": split, **{key: found[key] for key in ("rows", "accuracy", "macro_f1", "mcc", "ece")}}
+        # Of slots and answers the score that reports begin with, with its interval.
+        told = [key for key in ("spans", "answers") if key in found]
+        return {"split": split, **{key: found[key] for key in ("rows", "accuracy", "macro_f1", "mcc", "ece", *told)}}
 
     def _export(self) -> Mapping[str, Any]:
         found = {}

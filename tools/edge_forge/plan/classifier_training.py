@@ -167,10 +167,8 @@ class ClassifierTraining:
             return wanted
         if self.has_adapter_package:
             by = self.at_hand.examined.facts["bounded_by"]
-            self.steps.progress.warn(
-                f"the base has positions for {longest} tokens{by and f' ({by})'}: "
-                f"bank_tokens is {longest}, not {wanted}"
-            )
+            most = f"reads {longest} tokens at most ({by})" if by else f"has positions for {longest} tokens"
+            self.steps.progress.warn(f"the base {most}: bank_tokens is {longest}, not {wanted}")
         return longest
 
     @cached_property

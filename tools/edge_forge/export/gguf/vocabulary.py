@@ -374,8 +374,9 @@ def _special(folder: Path, ids: Mapping[str, int]) -> dict[str, int]:
             f"eos_token_id names {len(ends)} tokens, and llama.cpp would go on behind {beyond[0]!r}: a GGUF file names "
             "three", str(where), "leave out those that the model does not write",
         )  # fmt: skip
-    if "bos" not in found and config.get("bos_token_id") in texts:
-        found["bos"] = int(config["bos_token_id"])
+    begin = config.get("bos_token_id")
+    if "bos" not in found and type(begin) is int and begin in texts:
+        found["bos"] = begin
     return found
 
 
