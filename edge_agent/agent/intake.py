@@ -250,7 +250,8 @@ class Intake:
         load = self._worker_load(served)
         # What takes several steps itself is begun after another such request.
         client = job.key[0] if job.rows <= load.max_rows else None
-        running_s = remaining_s(served.running.values(), costs, load, now_s, client)
+        rows_ahead = served.queue.rows_ahead(job, now_s)
+        running_s = remaining_s(served.running.values(), costs, load, now_s, client, rows_ahead)
         load = replace(load, running_s=running_s, load_s=served.lifecycle.load_left_s(now_s))
         return wait_and_compute_s(served.queue, job, costs, load, now_s)
 

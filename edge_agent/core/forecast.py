@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge_agent.base.limits import ANSWER_WINDOWS, DEADLINE_MAX_S
-from edge_agent.base.texts import Text, parts_of
+from edge_agent.base.texts import Text, parts_of, size_bytes
 from edge_agent.core.job import Job
 from edge_agent.core.latency import CostModel
 from edge_agent.core.scheduler import Queue
@@ -63,17 +63,18 @@ class GeneratorLoad:
     load_s: float = 0.0
 
 
-CHARACTERS_PER_TOKEN = 4
-"""Of English in the vocabulary of a BERT. What a question really took is charged afterwards (`Queue.charge`)."""
+BYTES_PER_TOKEN = 4
+"""Of English in the vocabulary of a BERT, in UTF-8; scripts that take three bytes a character have about a token for
+each. What a question really took is charged afterwards (`Queue.charge`)."""
 
 
 def expected_windows(texts: Sequence[Text], max_tokens: int, overlap: int) -> int:
-    """The rows in which questions about contexts are read (`base.context_windows`), as far as characters tell."""
+    """The rows in which questions about contexts are read (`base.context_windows`), as far as bytes tell."""
     rows = 0
     for question, context in map(parts_of, texts):
-        room = max(1, max_tokens - len(question) // CHARACTERS_PER_TOKEN - 3)
+        room = max(1, max_tokens - size_bytes(question) // BYTES_PER_TOKEN - 3)
         step = room - min(overlap, room // 2)
-        rows += 1 + max(0, -(-(len(context) // CHARACTERS_PER_TOKEN - room) // step))
+        rows += 1 + max(0, -(-(size_bytes(context) // BYTES_PER_TOKEN - room) // step))
     return min(rows, max(len(texts), ANSWER_WINDOWS))
 
 
@@ -141,10 +142,16 @@ def batch_s(costs: CostModel, load: WorkerLoad, rows: int, row_bytes: int) -> fl
 
 
 def remaining_s(
-    running: Collection[Job], costs: CostModel, load: WorkerLoad, now_s: float, client: str | None = None
+    running: Collection[Job],
+    costs: CostModel,
+    load: WorkerLoad,
+    now_s: float,
+    client: str | None = None,
+    rows_ahead: int = 0,
 ) -> float:
     """Predicted seconds until the current batch ends; 0 without a batch or without a measurement. For a request of
-    another `client` than a job of several steps has it is that of two: the job's, and what is computed beside it."""
+    another `client` than a job of several steps has, with `rows_ahead` queued before it, only the job's steps that come
+    between count: one before each batch that is computed beside it, and what runs beside it now."""
     if not running:
         return 0.0
     rows, row_bytes = sum(job.rows for job in running), max(job.size_bytes // job.rows for job in running)
@@ -154,7 +161,8 @@ def remaining_s(
     left_s = max(0.0, step_s * max(1, -(-rows // load.max_rows)) - (now_s - began_s))
     # Between paced steps nothing is computed beside, see `ModelServer`.
     shared = load.duty_share >= 1.0 and any(job.rows > load.max_rows and job.key[0] != client for job in running)
-    return min(left_s, 2.0 * step_s) if shared and client is not None else left_s
+    between = 2.0 + rows_ahead // load.max_rows
+    return min(left_s, between * step_s) if shared and client is not None else left_s
 
 
 def least_s(batch: Sequence[Job], costs: CostModel, load: WorkerLoad) -> float:

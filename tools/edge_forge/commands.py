@@ -281,6 +281,8 @@ def _compared(kind: Kind, plan: RecipePlan, arguments: argparse.Namespace) -> tu
     if arguments.seeds > 1 or tried:
         figures["seeds"] = trials.over_seeds(plan.recipe, replan, arguments.seeds)
         figures["step_sizes"] = tried
+        weights = plan.training.weights_diagnosed.facts["weights"]
+        figures["intruders"] = sum(len(one["intruders"]) for one in weights)
     return figures, plan
 
 

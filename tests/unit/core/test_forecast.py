@@ -83,6 +83,9 @@ def test_a_long_job_of_another_client_holds_a_request_up_for_two_steps_at_most()
     assert remaining_s([inside], costs(), AT, NOW_S) == pytest.approx(2.0)
     assert remaining_s([inside], costs(), AT, NOW_S, "c") == pytest.approx(2.0), "one's own is waited for"
     assert remaining_s([inside], costs(), AT, NOW_S, "another") == pytest.approx(0.4)
+    ahead = remaining_s([inside], costs(), AT, NOW_S, "another", rows_ahead=2 * AT.max_rows)
+    assert ahead == pytest.approx(0.8), "a step of the list comes before each batch that is ahead"
+    assert remaining_s([inside], costs(), AT, NOW_S, "another", rows_ahead=1000) == pytest.approx(2.0)
     assert remaining_s([inside], costs(), replace(AT, duty_share=0.5), NOW_S, "another") == pytest.approx(2.0)
     assert remaining_s([inside], costs(), AT, NOW_S + 1.9, "another") == pytest.approx(0.1)
 
@@ -91,10 +94,16 @@ def test_a_long_job_of_another_client_holds_a_request_up_for_two_steps_at_most()
     ("question", "context", "windows"),
     [(20, 200, 1), (20, 1500, 1), (20, 8000, 5), (1500, 1024, 3), (1990, 1024, 42), (4000, 4000, 1 + 999)],
 )
-def test_windows_are_expected_from_characters(question: int, context: int, windows: int) -> None:
+def test_windows_are_expected_from_bytes(question: int, context: int, windows: int) -> None:
     asked = [("q" * question, "c" * context)]
     assert expected_windows(asked, 512, 128) == min(windows, 64)
     assert expected_windows(asked * 3, 512, 128) == min(3 * windows, 64)
+
+
+def test_a_context_in_a_script_of_three_bytes_a_character_has_more_windows():
+    """5,000 Chinese characters are about as many tokens, 16 windows; by characters four were expected."""
+    assert expected_windows([("問", "文" * 5000)], 384, 64) == 12
+    assert expected_windows([("q", "x" * 5000)], 384, 64) == 4
 
 
 def test_the_hopeless_are_those_that_no_batch_of_the_waiting_can_answer() -> None:

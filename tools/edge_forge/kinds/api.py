@@ -77,6 +77,10 @@ class TrainingPart(Protocol):
         """The trained result; its facts are those of a `TrainRecord`."""
 
     @property
+    def weights_diagnosed(self) -> StepResult:
+        """What training did to each weight: `weights`, `spectra.WeightDiagnosis` as plain values."""
+
+    @property
     def work_ahead(self) -> TrainingWork:
         """What the training will read and compute."""
 

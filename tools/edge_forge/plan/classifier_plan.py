@@ -163,12 +163,10 @@ class ClassifierPlan:
         return (RUNTIME, LITERT) if self.recipe.quantize.litert else (RUNTIME,)
 
     def _compared(self) -> dict[str, Any]:
-        """Variants of the merged model, which every method has, and what would be shipped of them, and the intruder
-        dimensions of the trained weights; of LoRA the bytes of the adapter, which is all that a further task adds on a
-        device that has the base."""
+        """Variants of the merged model, which every method has, and what would be shipped of them; of LoRA the bytes of
+        the adapter, which is all that a further task adds on a device that has the base."""
         graphs = self.exports.merged_graphs
         found: dict[str, Any] = {"variants": list(rows_of(graphs, self.exports.verdicts(graphs)[1]))}
-        found["intruders"] = sum(len(one["intruders"]) for one in self.training.weights_diagnosed.facts["weights"])
         adapter = self.training.trained.path("run/adapter.safetensors")
         return {**found, "adapter_bytes": adapter.stat().st_size} if adapter.is_file() else found
 

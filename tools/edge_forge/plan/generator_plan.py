@@ -56,7 +56,7 @@ class GeneratorPlan:
         said = self.signer.require_learned(outcome) if ship else outcome.failed or outcome.weak
         return {
             "outcome": said,
-            **(self._shipped() if ship else self._compared()),
+            **(self._shipped() if ship else {"files": list(exports.rows_of(exports.compared))}),
             "kind": "generate",
             "recipe": {"name": recipe.name, "description": recipe.description},
             "data": {"statistics": dict(training.data.statistics), "warnings": list(training.data.warnings)},
@@ -78,12 +78,6 @@ class GeneratorPlan:
         """What tells whether two plans are scored on the same rows."""
         name = f"{self.training.data.measured[0]}.jsonl"
         return f"{self.training.data_step.digests(name)[name]}, {len(self.training.scored_rows)}"
-
-    def _compared(self) -> dict[str, Any]:
-        """The files of every method, and the intruder dimensions of the trained weights."""
-        weights = self.training.weights_diagnosed.facts["weights"]
-        intruders = sum(len(one["intruders"]) for one in weights)
-        return {"files": list(self.exports.rows_of(self.exports.compared)), "intruders": intruders}
 
     def _shipped(self) -> dict[str, Any]:
         """Files, verdicts and packages."""

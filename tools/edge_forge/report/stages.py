@@ -51,7 +51,7 @@ def setup(figures: Mapping[str, Any]) -> Iterator[Block]:
         ("what", "value"),
         [
             ["method", f"{record['method']}{preset}"],
-            ["measured and chosen on this host", chosen],
+            ["found on this host and data", chosen],
             ["settings", ", ".join(f"{key} = {value}" for key, value in sorted(record["settings"].items()))],
             ["versions", ", ".join(f"{name} {version}" for name, version in sorted(record["versions"].items()))],
         ],
