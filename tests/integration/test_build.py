@@ -222,7 +222,17 @@ def test_adapter_and_merged_model_say_what_the_test_set_was_like_and_the_base_do
 def test_the_report_has_every_part(built):
     found, _ = built
     text = Path(found["report"][0]).read_text()
-    words = ("## Packages", "merged int8", "banked int8", "Float16 holds every tensor", "## Training", "confusion.svg")
+    words = (
+        "## Packages",
+        "merged int8",
+        "banked int8",
+        "Float16 holds every tensor",
+        "## 4. Tuning",
+        "confusion.svg",
+        "## 7. Monitoring",
+        "golden probes",
+        "| 1.0 |",
+    )
     for word in (*words, "claims"):
         assert word in text, word
     assert "<svg" in Path(found["report"][1]).read_text()

@@ -147,9 +147,9 @@ def test_the_report_has_every_part(built):
         "exact match",
         "ROUGE-L",
         "adapter q8_0",
-        "## Memory, predicted",
+        "### Memory, predicted",
         "by the base",
-        "## Training",
+        "## 4. Tuning",
         "`tiny`",
     ):
         assert word in text, word
