@@ -14,7 +14,7 @@ import contextlib
 import functools
 import logging
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from edge_agent.agent.context import Context
 from edge_agent.agent.model_manager import ModelManager, NoRoom
@@ -24,7 +24,7 @@ from edge_agent.agent.worker_events import Answers, WorkerEventHandler
 from edge_agent.agent.worker_handle import WorkerHandle
 from edge_agent.base.causes import Cause, DeathCause
 from edge_agent.base.errors import RequestError, WorkerError
-from edge_agent.base.limits import WORKER_SILENCE_S
+from edge_agent.base.limits import ANSWERS_BEYOND, WORKER_SILENCE_S
 from edge_agent.base.units import duration_text
 from edge_agent.core.duty_cycle import LEAST_PAUSE_S
 from edge_agent.core.forecast import batch_s, least_s, take_hopeless
@@ -252,13 +252,7 @@ class ModelServer:
         now_s = self._context.clock.monotonic_s()
         self.deadlines.refuse_hopeless(served, now_s, now_s)
         if worker.sequences:
-            # The session switches between adapters from token to token, so jobs of any adapter may join.
-            inside = len(served.running) - len(served.compiling)
-            free = min(worker.sequences, self._context.grant.max_rows) - inside
-            active = frozenset(job.adapter for job in served.running.values())
-            held = Counter(job.key[0] for job in served.running.values())
-            limits = BatchLimits(free, mixed=True, active_adapters=active, held=held, may_join=served.may_compile)
-            return served.queue.next_batch(limits, now_s) if free > 0 else []
+            return served.queue.next_batch(self._generator_limits(served, worker), now_s)
         costs, at = self._context.costs, served.load_at(self._context.grant)
         may_join = None if beside is None else functools.partial(_fits_beside, beside, at.max_rows)
         predict_s = functools.partial(batch_s, costs, at)
@@ -266,6 +260,20 @@ class ModelServer:
         batch = served.queue.next_batch(limits, now_s)
         self.deadlines.refuse_hopeless(served, now_s, now_s + least_s(batch, costs, at))
         return batch
+
+    def _generator_limits(self, served: ServedModel, worker: WorkerHandle) -> BatchLimits:
+        """What may join a generator's jobs. The session switches between adapters from token to token, so it may be of
+        any adapter. Where no sequence is free, a client that has nothing inside may send one job in: the session lets
+        clients take turns (`answer_turns`)."""
+        inside = len(served.running) - len(served.compiling)
+        free = min(worker.sequences, self._context.grant.max_rows) - inside
+        active = frozenset(job.adapter for job in served.running.values())
+        held = Counter(job.key[0] for job in served.running.values())
+        if free > 0:
+            return BatchLimits(free, mixed=True, active_adapters=active, held=held, may_join=served.may_compile)
+        room = len(served.running) < worker.sequences + ANSWERS_BEYOND
+        may_join = functools.partial(_begins_a_turn, served, held) if room else _nothing
+        return BatchLimits(1, mixed=True, active_adapters=active, held=held, may_join=may_join)
 
     async def _attach(self, served: ServedModel, batch: list[Job]) -> list[Job]:
         """Make the batch's adapters resident; jobs whose adapter is refused are answered and leave the batch."""
@@ -368,8 +376,9 @@ class ModelServer:
             job.start(now_s)
             served.enter(job)
             self._context.energy.begin(job.job_id, job.rows, now_s)
-        if served.compiling and len(served.queue):
-            served.wake_up()  # what was handed over may have taken no sequence
+        if worker.sequences and len(served.queue):
+            # What was handed over may have taken no sequence, and of those that take turns one goes in at a time.
+            served.wake_up()
         worker.begin_batch(now_s)
         served.popularity.note(now_s)
         self._submit(served, worker, batch, now_s)
@@ -401,6 +410,15 @@ class ModelServer:
 def _fits_beside(clients: Collection[str], max_rows: int, job: Job) -> bool:
     """Whether a job may be computed in turn with a longer one of these clients."""
     return job.key[0] not in clients and job.rows <= max_rows
+
+
+def _begins_a_turn(served: ServedModel, held: Mapping[str, int], job: Job) -> bool:
+    """Whether a job may go into a generator without a free sequence."""
+    return not held.get(job.key[0]) and served.may_compile(job)
+
+
+def _nothing(_job: Job) -> bool:
+    return False
 
 
 def _reply_topic(job: Job) -> str | None:

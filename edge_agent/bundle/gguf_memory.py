@@ -42,6 +42,11 @@ def fits_range(name: str, value: object) -> bool:
     return type(value) is int and lowest <= value <= highest
 
 
+KEPT_SLOTS: Final = 4
+"""Places of a context beside those of its sequences, for answers that are parked and for prefixes. They share the
+sequences' cells; each takes a row of logits, since llama.cpp has room for an output of every place."""
+
+
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
     """A model (or, with `adapter_type`, an adapter) as its file describes it; counts, and bytes for tensors.
@@ -127,11 +132,12 @@ def need(header: GgufHeader, demand: Demand) -> Need:
     (equal to the KV buffer that llama.cpp's log reports).
     arena: llama.cpp's largest graph, that of a full prompt batch. At its widest point it holds, per token of the batch
     in float32, the residual stream twice and the wider of attention (4 x embedding) and feed-forward (2 x its width);
-    then the logits of `sequences` outputs, once in the graph and once in our copy; and the process itself.
+    then the logits of an output for each of `sequences` and `KEPT_SLOTS`, once in the graph and once in our copy; and
+    the process itself.
     """
     cells = demand.sequences * padded(demand.context)
     cache = int(2 * header.kv_width * cells * KV_BYTES[demand.kv_type])
-    logits = 2 * 4 * demand.sequences * header.vocab
+    logits = 2 * 4 * (demand.sequences + KEPT_SLOTS) * header.vocab
     return Need(header.tensor_bytes, cache, _graph_bytes(header, demand) + logits + PROCESS_BYTES)
 
 

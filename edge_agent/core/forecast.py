@@ -11,7 +11,7 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edge_agent.base.limits import ANSWER_WINDOWS, DEADLINE_MAX_S
+from edge_agent.base.limits import ANSWER_TURN_S, ANSWER_WINDOWS, ANSWERS_BEYOND, DEADLINE_MAX_S
 from edge_agent.base.texts import Text, parts_of, size_bytes
 from edge_agent.core.job import Job
 from edge_agent.core.latency import CostModel
@@ -117,7 +117,8 @@ def generator_wait_and_first_token_s(
     measured.
 
     Sequences end one by one: as many answers as are ahead of the job, less the free sequences, must end first, and
-    `sequences` of them end in the time of a whole answer.
+    `sequences` of them end in the time of a whole answer. A client that has no request here waits for no more than a
+    turn of every other client that asks, see `backends.llamacpp.answer_turns`.
     """
     first_s = costs.predict_s(load.first_key, 1, job.size_bytes, load.threads)
     whole_s = costs.predict_s(load.whole_key, 1, job.size_bytes, load.threads)
@@ -127,7 +128,12 @@ def generator_wait_and_first_token_s(
     adapters = frozenset(inside.adapter for inside in running)
     ends = max(0, queue.rows_ahead(job, now_s, adapters) + len(running) - load.sequences + 1)
     whole_s /= max(LEAST_DUTY_SHARE, load.duty_share)
-    return ends / load.sequences * whole_s + load.load_s, first_s
+    wait_s = ends / load.sequences * whole_s
+    asking = {other.key[0] for other in (*running, *queue.jobs())}
+    if job.key[0] not in asking and len(asking) < load.sequences + ANSWERS_BEYOND:
+        turn_s = max(ANSWER_TURN_S, first_s or 0.0) / max(LEAST_DUTY_SHARE, load.duty_share)
+        wait_s = min(wait_s, len(asking) / load.sequences * turn_s)
+    return wait_s + load.load_s, first_s
 
 
 def generator_work_s(job: Job, costs: CostModel, load: GeneratorLoad) -> float:

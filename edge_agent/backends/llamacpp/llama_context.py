@@ -43,10 +43,11 @@ class Outcome(Enum):
 
 
 class ContextSizes(NamedTuple):
-    """The sizes of a context: cells of the cache, sequences, tokens per call, and the number format of the cache."""
+    """The sizes of a context: cells of the cache, slots that share them, tokens per call, and the number format of the
+    cache."""
 
     cells: int
-    sequences: int
+    slots: int
     batch: int
     kv_type: str
 
@@ -81,7 +82,7 @@ class LlamaContext:
         settings = self._api.llama_context_default_params()
         settings.n_ctx = sizes.cells
         settings.n_batch = settings.n_ubatch = sizes.batch
-        settings.n_seq_max = settings.n_outputs_max = sizes.sequences
+        settings.n_seq_max = settings.n_outputs_max = sizes.slots
         settings.type_k = settings.type_v = KV_TYPES[sizes.kv_type]
         settings.flash_attn_type = _FLASH_ATTENTION_ON
         settings.kv_unified = True

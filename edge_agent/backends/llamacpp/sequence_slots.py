@@ -9,6 +9,10 @@ Cells of the cache that are kept have a cost: the attention of every computed to
 they are kept while prompts do share prefixes. Where few do, a free slot keeps its token ids only, without cells; with
 them it is noticed when prompts begin to share prefixes again.
 
+An answer that gave way is parked: its slot is free for others, and its cells are kept, as those of a prefix are, until
+they are needed. So there are more slots than sequences. The cells of all are one pool, with room for as many full
+contexts as there are sequences: `make_room` drops what is kept where the sequences at work need it.
+
 A file of its own because it is pure and tested without llama.cpp.
 """
 
@@ -41,27 +45,38 @@ class _Slot:
     busy: bool = False
     used: int = 0
     cells: bool = False
+    parked: bool = False
+
+    def set_busy(self, busy: bool, parked: bool = False) -> None:
+        """Whether its job is at work, or its answer gave way."""
+        self.busy, self.parked = busy, parked
+
+    def drop(self) -> None:
+        """Its cells are gone."""
+        self.tokens, self.count, self.cells, self.parked = (), 0, False, False
 
 
 @dataclass(slots=True)
 class SequenceSlots:
-    """The slots of one context. `tokens` of a slot is the owner's list, of which the first `count` are computed."""
+    """The slots of one context, `at_once` of which are busy at most, with `kept` more for what is not at work. `tokens`
+    of a slot is the owner's list, of which the first `count` are computed."""
 
-    count: int
+    at_once: int
+    kept: int = 0
     _slots: list[_Slot] = field(init=False)
     _clock: int = 0
     _share: float = _FIRST_SHARE
 
     def __post_init__(self) -> None:
-        self._slots = [_Slot() for _ in range(self.count)]
+        self._slots = [_Slot() for _ in range(self.at_once + self.kept)]
 
     @property
     def free(self) -> int:
-        """The number of slots without a job."""
-        return sum(not slot.busy for slot in self._slots)
+        """How many more sequences can be at work."""
+        return self.at_once - sum(slot.busy for slot in self._slots)
 
     def take(self, owner: int, prompt: Sequence[int], client: str = "") -> Place:
-        """A slot for a new sequence; at least one must be free. The last token of a prompt is always computed.
+        """A slot for a new sequence; one must be free. The last token of a prompt is always computed.
 
         A free slot with the prefix is continued if at most as many of its tokens are lost as are reused. Else the
         prefix is copied to the slot that was unused for longest, and its holder keeps all tokens: two conversations
@@ -77,12 +92,49 @@ class SequenceSlots:
         if prompt and owner >= 0:
             self._share += (known / len(prompt) - self._share) * _FORGET
         idle = [number for number, slot in enumerate(self._slots) if not slot.busy]
-        chosen = min(idle, key=lambda number: self._slots[number].used)
-        if source in idle and self._slots[source].count - best <= best:
+        chosen = min(idle, key=self._least_needed)
+        if source in idle and self._slots[source].count - best <= best and not self._slots[source].parked:
             chosen = source
         self._clock += 1
         self._slots[chosen] = _Slot(owner, client, prompt, best, True, self._clock, True)
         return Place(chosen, best, chosen if source < 0 else source)
+
+    def park(self, slot: int) -> None:
+        """Free the slot of an answer that gives way; its cells are kept as long as they are not needed."""
+        self._slots[slot].set_busy(False, parked=True)
+
+    def resume(self, owner: int, tokens: Sequence[int], client: str) -> Place:
+        """A slot for an answer that was parked; `tokens`: the list that `computed` was given. One must be free."""
+        number = self._parked(tokens)
+        if number is None:
+            share = self._share
+            place = self.take(owner, tokens, client)
+            self._share = share  # it says nothing of how much new prompts share
+            return place
+        self._clock += 1
+        slot = self._slots[number]
+        slot.set_busy(True)
+        slot.used = self._clock
+        return Place(number, slot.count, number)
+
+    def drop(self, tokens: Sequence[int]) -> None:
+        """A parked answer has ended: its cells are a prefix like others."""
+        number = self._parked(tokens)
+        if number is not None:
+            self._slots[number].set_busy(False)
+
+    def make_room(self, tokens: int, cells: int, cut: Callable[[int, int], None]) -> None:
+        """Drop what is not at work until `tokens` more fit into `cells`: prefixes first, the oldest first. `cut` as in
+        `sweep`. Cells that two slots share count twice."""
+        held = sum(slot.count for slot in self._slots if slot.cells)
+        idle = [number for number, slot in enumerate(self._slots) if slot.cells and not slot.busy]
+        for number in sorted(idle, key=self._least_needed):
+            if held + tokens <= cells:
+                return
+            slot = self._slots[number]
+            held -= slot.count
+            slot.drop()
+            cut(number, 0)
 
     def computed(self, slot: int, tokens: Sequence[int], count: int) -> None:
         """The slot's cache now holds the first `count` of `tokens`."""
@@ -91,7 +143,7 @@ class SequenceSlots:
 
     def leave(self, slot: int) -> None:
         """Free a slot whose job has ended; its tokens stay for prompts with the same beginning."""
-        self._slots[slot].busy = False
+        self._slots[slot].set_busy(False)
 
     def clear(self, slot: int) -> None:
         """Mark the slot's tokens as unusable."""
@@ -106,9 +158,17 @@ class SequenceSlots:
     def sweep(self, cut: Callable[[int, int], None]) -> None:
         """Free the cells that are not needed: `cut(slot, start)` drops the cells of a slot from a position on."""
         for number, slot in enumerate(self._slots):
-            if slot.cells and not slot.busy and (not slot.count or self._share < _WORTH_SHARE):
+            kept = slot.busy or slot.parked
+            if slot.cells and not kept and (not slot.count or self._share < _WORTH_SHARE):
                 slot.cells = False
                 cut(number, 0)
+
+    def _parked(self, tokens: Sequence[int]) -> int | None:
+        found = (number for number, slot in enumerate(self._slots) if slot.parked and slot.tokens is tokens)
+        return next(found, None)
+
+    def _least_needed(self, number: int) -> tuple[bool, int]:
+        return self._slots[number].parked, self._slots[number].used
 
 
 def _common(held: Sequence[int], prompt: Sequence[int], count: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,15 +24,16 @@ from edge_agent.backends.api import (
     Session,
     SessionJob,
     Vocabulary,
-    feature_ids,
 )
-from edge_agent.backends.encoder_session import JobQueue, Piece
+from edge_agent.backends.encoder_session import JobQueue
 from edge_agent.backends.gguf import GgufHeader, read_header
+from edge_agent.backends.llamacpp.answer_turns import AnswerTurns
+from edge_agent.backends.llamacpp.feature_run import FeatureRun
 from edge_agent.backends.llamacpp.grammar_client import FollowedGrammar, GrammarClient, Phase, grammar_of
 from edge_agent.backends.llamacpp.llama_context import ContextSizes, DecodeInput, LlamaContext, Outcome
 from edge_agent.backends.llamacpp.model import LlamaModel, LlamaVocabulary, shares_memory
 from edge_agent.backends.llamacpp.sampler import Sampler, logprob
-from edge_agent.backends.llamacpp.sequence_slots import SequenceSlots
+from edge_agent.backends.llamacpp.sequence_slots import Place, SequenceSlots
 from edge_agent.backends.llamacpp.step_schedule import (
     AdapterRoundRobin,
     ScheduledChunk,
@@ -41,8 +42,9 @@ from edge_agent.backends.llamacpp.step_schedule import (
     schedule_chunks,
 )
 from edge_agent.backends.llamacpp.tuners import BatchSizeTuner, ThreadTuner
-from edge_agent.base.errors import AdapterRefused, BackendError, MemoryRefused
+from edge_agent.base.errors import AdapterRefused, BackendError
 from edge_agent.base.limits import QUEUE_JOBS
+from edge_agent.bundle.gguf_memory import KEPT_SLOTS
 
 MASK_WAIT_S = 0.01
 """Seconds that one call's sequences wait for masks in all; usually they came during the call. After that the others go
@@ -79,6 +81,11 @@ class _WaitingJob(NamedTuple):
     grammar: FollowedGrammar | None
     submitted_s: float
 
+    @property
+    def client(self) -> str:
+        """Who asked."""
+        return self.job.client
+
 
 class LlamaSession(Session):
     """One model, one context, its adapters, and the sequences inside it."""
@@ -88,21 +95,24 @@ class LlamaSession(Session):
         self._header = header
         self._settings = settings
         self.sequences, self.context, self.computed_by = settings.sequences, settings.context, settings.computed_by
-        sizes = ContextSizes(settings.cells, settings.sequences, settings.batch, settings.kv_type)
+        slots = settings.sequences + KEPT_SLOTS
+        sizes = ContextSizes(settings.cells, slots, settings.batch, settings.kv_type)
         self._context: LlamaContext | None = LlamaContext(model, sizes)
         self._vocabulary = LlamaVocabulary(model, header, settings.context)
         self._adapters: dict[str, _Adapter] = {}
         self._owners = 0
-        self._slots = SequenceSlots(settings.sequences)
+        self._slots = SequenceSlots(settings.sequences, KEPT_SLOTS)
+        self._turns = AnswerTurns()
         self._round_robin = AdapterRoundRobin(settings.turn_steps)
         self._batch_size = BatchSizeTuner()
         self._thread_tuner = ThreadTuner(0)
         self._waiting: deque[_WaitingJob] = deque(maxlen=QUEUE_JOBS)
         self._grammars = GrammarClient(model)
         self._active: dict[str, TokenSequence] = {}
+        self._parked: dict[str, TokenSequence] = {}
         self._reading: frozenset[str] = frozenset()
         self._features = JobQueue()
-        self._feature_run = FeatureRun(self._live, self._slots)
+        self._feature_run = FeatureRun(self._live, self._slots, settings.cells)
         self._mask_until_s = 0.0
         self.switches = 0
 
@@ -173,6 +183,8 @@ class LlamaSession(Session):
         wanted = grammar_of(job.params)
         grammar = None if wanted is None else self._grammars.begin(*wanted, job.client)
         sampler = Sampler(self._model, job.params, job.rows[0])
+        inside = [one.client for one in self._waiting] + [one.client for one in self._inside()]
+        self._turns.arrive(job.client, inside)
         self._waiting.append(_WaitingJob(job, sampler, grammar, time.monotonic()))
 
     def step(self, limits: Limits) -> list[Event]:
@@ -202,7 +214,7 @@ class LlamaSession(Session):
         chunks = schedule_chunks(
             longest_waiting(group, max(1, limits.max_rows)), self._settings.batch, self._settings.prompt_chunk
         )
-        prompts = [chunk.sequence.job_id for chunk in chunks if not chunk.sequence.decoding]
+        prompts = [chunk.sequence.job_id for chunk in chunks if chunk.sequence.reading]
         if prompts:
             self._use(adapter, limits.threads)
             return self._call(chunks, frozenset(prompts), len(chunks))
@@ -220,7 +232,7 @@ class LlamaSession(Session):
                 self._waiting.remove(waiting)
                 self._drop(waiting)
                 return True
-        sequence = self._active.get(job_id)
+        sequence = self._active.get(job_id) or self._parked.get(job_id)
         if sequence is None:
             return self._features.cancel(job_id)
         self._leave(sequence)
@@ -228,7 +240,7 @@ class LlamaSession(Session):
 
     def finish(self, job_id: str) -> Done | None:
         """See `Session.finish`."""
-        sequence = self._active.get(job_id)
+        sequence = self._active.get(job_id) or self._parked.get(job_id)
         return None if sequence is None else self._done(sequence, "stop")
 
     def interrupt(self, job_id: str) -> bool:
@@ -257,9 +269,10 @@ class LlamaSession(Session):
         for waiting in self._waiting:
             self._drop(waiting)
         self._waiting.clear()
-        for sequence in list(self._active.values()):
+        for sequence in self._inside():
             sequence.sampler.close()
         self._active.clear()
+        self._parked.clear()
         self._grammars.end()
         self._features.clear()
         context.close()
@@ -273,8 +286,12 @@ class LlamaSession(Session):
             raise BackendError("the session is closed", "llamacpp")
         return self._context
 
+    def _inside(self) -> list[TokenSequence]:
+        """The sequences at work and the parked ones."""
+        return [*self._active.values(), *self._parked.values()]
+
     def _uses(self, adapter: str) -> bool:
-        inside = [sequence.adapter for sequence in self._active.values()]
+        inside = [sequence.adapter for sequence in self._inside()]
         return (
             adapter in inside
             or any(waiting.job.adapter == adapter for waiting in self._waiting)
@@ -316,7 +333,7 @@ class LlamaSession(Session):
                 self._drop(waiting)
             elif waiting.grammar is not None and waiting.grammar.is_news():
                 events.append(GrammarReady(waiting.job.job_id))
-        for sequence in [one for one in self._active.values() if one.grammar is not None]:
+        for sequence in [one for one in self._inside() if one.grammar is not None]:
             phase = sequence.grammar.phase
             if phase is Phase.FAILED:
                 events.append(_refused(sequence.job_id, sequence.grammar))
@@ -332,39 +349,65 @@ class LlamaSession(Session):
         if waiting.grammar is not None:
             self._grammars.close(waiting.grammar)
 
-    def _next_waiting(self) -> _WaitingJob | None:
-        """The first waiting job whose grammar, if it has one, is compiled; it is taken out."""
-        for waiting in self._waiting:
-            if waiting.grammar is None or waiting.grammar.phase is Phase.READY:
-                self._waiting.remove(waiting)
-                return waiting
-        return None
-
     def _admit(self, limits: Limits) -> None:
-        """Give waiting jobs a slot, with the cached prefix of their prompts, while slots are free and at most
-        `max_rows` of `limits` jobs are active."""
-        while self._slots.free and len(self._active) < max(1, limits.max_rows):
-            waiting = self._next_waiting()
-            if waiting is None:
+        """Give what waits a sequence while at most `max_rows` of `limits` are at work: a job whose grammar, if it has
+        one, is compiled, or a parked answer. Where there is none left, an answer whose turn is over gives way."""
+        while True:
+            able: list[_WaitingJob | TokenSequence] = [*self._parked.values()]
+            able += [one for one in self._waiting if one.grammar is None or one.grammar.phase is Phase.READY]
+            wanting = self._turns.next(able, self._active.values())
+            if wanting is None:
                 return
-            job = waiting.job
-            prompt = list(job.rows[0])
-            owner = 0 if job.adapter is None else self._adapters[job.adapter].owner
-            place = self._slots.take(owner, prompt, job.client)
-            context = self._live()
-            if place.source == place.slot:
-                context.cut(place.slot, place.cached)
+            if not self._slots.free or len(self._active) >= max(1, limits.max_rows):
+                gives_way = self._turns.gives_way(wanting, self._active.values())
+                if gives_way is None:
+                    return
+                self._park(gives_way)
+            if isinstance(wanting, TokenSequence):
+                self._resume(wanting)
             else:
-                context.cut(place.slot, 0)
-                context.copy(place.source, place.slot, place.cached)
-            sequence = TokenSequence(job.job_id, job.adapter, place.slot, prompt, len(prompt), place.cached)
-            sequence.reused, sequence.max_tokens = place.cached, job.params["max_tokens"]
-            sequence.sampler, sequence.grammar = waiting.sampler, waiting.grammar
-            sequence.logprobs = bool(job.params.get("logprobs"))
-            sequence.submitted_s, sequence.started_s = waiting.submitted_s, time.monotonic()
-            self._active[job.job_id] = sequence
-            if waiting.grammar is not None:
-                self._grammars.open(waiting.grammar)
+                self._waiting.remove(wanting)
+                self._begin(wanting)
+
+    def _begin(self, waiting: _WaitingJob) -> None:
+        job = waiting.job
+        prompt = list(job.rows[0])
+        place = self._slots.take(self._owner(job.adapter), prompt, job.client)
+        self._occupy(place)
+        sequence = TokenSequence(job.job_id, job.adapter, job.client, place.slot, prompt, len(prompt), place.cached)
+        sequence.reused, sequence.max_tokens = place.cached, job.params["max_tokens"]
+        sequence.sampler, sequence.grammar = waiting.sampler, waiting.grammar
+        sequence.logprobs = bool(job.params.get("logprobs"))
+        sequence.submitted_s, sequence.started_s = waiting.submitted_s, time.monotonic()
+        self._active[job.job_id] = sequence
+        if waiting.grammar is not None:
+            self._grammars.open(waiting.grammar)
+
+    def _park(self, sequence: TokenSequence) -> None:
+        """An answer gives way: its sequence is free, and it goes on later where it stopped."""
+        del self._active[sequence.job_id]
+        self._slots.park(sequence.slot)
+        self._parked[sequence.job_id] = sequence
+
+    def _resume(self, sequence: TokenSequence) -> None:
+        """A parked answer goes on. Where its cells were needed meanwhile, its tokens are read again first."""
+        del self._parked[sequence.job_id]
+        place = self._slots.resume(self._owner(sequence.adapter), sequence.tokens, sequence.client)
+        self._occupy(place)
+        sequence.begin_turn(place.slot, place.cached)
+        self._active[sequence.job_id] = sequence
+
+    def _owner(self, adapter: str | None) -> int:
+        return 0 if adapter is None else self._adapters[adapter].owner
+
+    def _occupy(self, place: Place) -> None:
+        """Leave in the slot what is used of its cells, or of another slot's."""
+        context = self._live()
+        if place.source == place.slot:
+            context.cut(place.slot, place.cached)
+        else:
+            context.cut(place.slot, 0)
+            context.copy(place.source, place.slot, place.cached)
 
     def _call(self, chunks: list[ScheduledChunk], reading: frozenset[str], rows: int) -> list[Event]:
         """One decode call of a step that `rows` sequences share; its events, none when it was interrupted."""
@@ -381,6 +424,7 @@ class LlamaSession(Session):
     def _decode(self, parts: list[DecodeInput]) -> bool:
         """One call; False when it was interrupted: then the cache is as it was before."""
         context = self._live()
+        self._slots.make_room(sum(len(part.tokens) for part in parts), self._settings.cells, context.cut)
         if context.decode(parts) is Outcome.DONE:
             return True
         for part in parts:
@@ -392,13 +436,14 @@ class LlamaSession(Session):
         self._mask_until_s = now_s + MASK_WAIT_S
         events: list[Event] = []
         place = -1
+        tokens = sum(chunk.stop - chunk.sequence.cached for chunk in chunks)
         for chunk in chunks:
             sequence = chunk.sequence
             count = chunk.stop - sequence.cached
             place += count
-            sequence.cached, sequence.worked_s = chunk.stop, now_s
+            self._turns.charge(sequence.client, (now_s - started_s) * count / tokens)
+            sequence.note_computed(chunk.stop, started_s, now_s)
             self._slots.computed(sequence.slot, sequence.tokens, sequence.cached)
-            sequence.compute_s += now_s - started_s
             sequence.batch_rows = max(sequence.batch_rows, rows)
             if chunk.last:
                 events += self._sample(sequence, place)
@@ -463,13 +508,16 @@ class LlamaSession(Session):
         return Done(sequence.job_id, outputs, sequence.compute_s, sequence.batch_rows)
 
     def _fail(self, sequence: TokenSequence, reason: str) -> Failed:
-        self._slots.clear(sequence.slot)
+        if sequence.job_id in self._active:
+            self._slots.clear(sequence.slot)
         self._leave(sequence)
         return Failed(sequence.job_id, reason)
 
     def _leave(self, sequence: TokenSequence) -> None:
-        del self._active[sequence.job_id]
-        self._slots.leave(sequence.slot)
+        if self._active.pop(sequence.job_id, None) is not None:
+            self._slots.leave(sequence.slot)
+        elif self._parked.pop(sequence.job_id, None) is not None:
+            self._slots.drop(sequence.tokens)
         self._slots.sweep(self._live().cut)
         sequence.sampler.close()
         if sequence.grammar is not None:
@@ -483,78 +531,3 @@ def _refused(job_id: str, grammar: FollowedGrammar) -> Failed:
 def _part(chunk: ScheduledChunk) -> DecodeInput:
     sequence = chunk.sequence
     return DecodeInput(sequence.slot, sequence.cached, sequence.tokens[sequence.cached : chunk.stop], chunk.last)
-
-
-class FeatureRun:
-    """Computes micro-batches of rows without the prefix cache, so that the numbers are reproducible."""
-
-    def __init__(self, context: Callable[[], LlamaContext], slots: SequenceSlots) -> None:
-        self._context = context
-        self._slots = slots
-        self._parts: dict[str, list[npt.NDArray[np.float32]]] = {}
-
-    def run(self, pieces: list[Piece], batch: int) -> list[Event]:
-        """The jobs that are complete with these pieces, or failed."""
-        started_s = time.monotonic()
-        sequences = []
-        for piece in pieces:
-            for row in piece.rows:
-                # No adapter has the owner -1, so no cached prefix is found and the slot is overwritten.
-                place = self._slots.take(-1, row)
-                self._slots.clear(place.slot)
-                sequences.append(TokenSequence(piece.job.job_id, piece.job.adapter, place.slot, list(row), len(row), 0))
-        try:
-            rows = self._compute(sequences, batch)
-        except BackendError as error:
-            self._parts.clear()
-            short = isinstance(error, MemoryRefused)
-            return [Failed(piece.job.job_id, error.what, short_of_memory=short) for piece in pieces]
-        finally:
-            for sequence in sequences:
-                self._slots.leave(sequence.slot)
-            self._slots.sweep(self._context().cut)
-        return self._events(pieces, rows, time.monotonic() - started_s)
-
-    def forget(self, job_id: str) -> None:
-        """Drop the rows of a job that was cancelled between its pieces."""
-        self._parts.pop(job_id, None)
-
-    def _compute(self, sequences: list[TokenSequence], batch: int) -> list[npt.NDArray[np.float32]]:
-        context = self._context()
-        found: dict[int, npt.NDArray[np.float32]] = {}
-        for sequence in sequences:
-            context.cut(sequence.slot, 0)
-        while len(found) < len(sequences):
-            chunks = schedule_chunks([sequence for sequence in sequences if sequence.pending], batch, batch)
-            parts = [
-                DecodeInput(
-                    one.sequence.slot,
-                    one.sequence.cached,
-                    one.sequence.tokens[one.sequence.cached : one.stop],
-                    one.last,
-                )
-                for one in chunks
-            ]
-            context.decode(parts)
-            place = -1
-            for chunk, part in zip(chunks, parts, strict=True):
-                place += len(part.tokens)
-                chunk.sequence.cached = chunk.stop
-                if chunk.last:
-                    logits = context.logits(place)
-                    ids = feature_ids(len(logits))
-                    found[chunk.sequence.slot] = logits[ids.start : ids.stop : ids.step].copy()
-        return [found[sequence.slot] for sequence in sequences]
-
-    def _events(self, pieces: list[Piece], rows: list[npt.NDArray[np.float32]], compute_s: float) -> list[Event]:
-        events: list[Event] = []
-        at = 0
-        for piece in pieces:
-            stop = at + len(piece.rows)
-            held = self._parts.setdefault(piece.job.job_id, [])
-            held.extend(rows[at:stop])
-            at = stop
-            if piece.last:
-                outputs: dict[str, Any] = {"features": np.stack(self._parts.pop(piece.job.job_id))}
-                events.append(Done(piece.job.job_id, outputs, compute_s, len(rows)))
-        return events

@@ -22,11 +22,13 @@ class TokenSequence:
     """One active sequence: its tokens so far (prompt and answer), of which the first `cached` are in the cache.
 
     Times are monotonic seconds. `reused`: tokens of its prompt that the prefix cache had. `held`: logits from which its
-    next token is drawn when the mask of its `grammar` has come; until then it is not computed.
+    next token is drawn when the mask of its `grammar` has come; until then it is not computed. `read_s`, `decode_s`: of
+    its present turn, see `answer_turns` (a prompt is read in no turn: what is read of it need not be read again).
     """
 
     job_id: str
     adapter: str | None
+    client: str
     slot: int
     tokens: list[int]
     prompt_tokens: int
@@ -44,6 +46,22 @@ class TokenSequence:
     worked_s: float = 0.0
     compute_s: float = 0.0
     batch_rows: int = 1
+    read_s: float = 0.0
+    decode_s: float = 0.0
+
+    def note_computed(self, stop: int, started_s: float, now_s: float) -> None:
+        """Its tokens to `stop` were computed in a call from `started_s` to `now_s`."""
+        if self.decoding and self.reading:
+            self.read_s += now_s - started_s
+        elif self.decoding:
+            self.decode_s += now_s - started_s
+        self.cached, self.worked_s = stop, now_s
+        self.compute_s += now_s - started_s
+
+    def begin_turn(self, slot: int, cached: int) -> None:
+        """It goes on after it was parked."""
+        self.slot, self.cached = slot, cached
+        self.read_s = self.decode_s = 0.0
 
     def hold(self, logits: Any) -> None:
         """Keep the logits of its next token until the mask of its grammar comes."""
@@ -65,6 +83,16 @@ class TokenSequence:
         return len(self.tokens) > self.prompt_tokens
 
     @property
+    def reading(self) -> bool:
+        """Whether tokens are computed that are no new ones: its prompt, or what was dropped while it was parked."""
+        return not self.decoding or self.pending > 1
+
+    @property
+    def may_park(self) -> bool:
+        """Whether it is between two tokens of its answer."""
+        return not self.reading and self.held is None
+
+    @property
     def generated(self) -> int:
         """Tokens of the answer so far."""
         return len(self.tokens) - self.prompt_tokens
@@ -84,16 +112,17 @@ class ScheduledChunk(NamedTuple):
 
 
 def schedule_chunks(sequences: Sequence[TokenSequence], batch: int, prompt_chunk: int) -> list[ScheduledChunk]:
-    """The chunks of one call of at most `batch` tokens; prompts get `prompt_chunk` of them while others decode.
+    """The chunks of one call of at most `batch` tokens; prompts, and answers that are read again, get `prompt_chunk` of
+    them while others decode.
 
     The prompt with the fewest tokens left comes first, so that its first token does not wait for longer prompts. A
     quarter of the room is reserved for the oldest prompt, so that short ones cannot starve it.
     """
-    chunks = [ScheduledChunk(one, len(one.tokens)) for one in sequences if one.decoding][:batch]
+    chunks = [ScheduledChunk(one, len(one.tokens)) for one in sequences if not one.reading][:batch]
     room = batch - len(chunks)
     if chunks:
         room = min(room, prompt_chunk)
-    prompting = [one for one in sequences if not one.decoding]
+    prompting = [one for one in sequences if one.reading]
     kept = min(room // OLDEST_SHARE, prompting[0].pending) if prompting else 0
     for one in sorted(prompting, key=lambda waiting: waiting.pending):
         kept = 0 if one is prompting[0] else kept

@@ -169,8 +169,12 @@ class SimWorker:
         self._inside: list[JobWork] = []
         self.sequences = 0
         self.most_at_once = 0
-        # A generator's jobs that are under way, and how many words of the answer are out.
+        # A generator's jobs that are under way, and how many words of the answer are out; those of clients that wait
+        # for their turn beyond the sequences, with the words of their answers.
         self._talking: dict[str, int] = {}
+        self._standing: deque[tuple[JobWork, list[str], int]] = deque(maxlen=10_000)
+        self._clients: dict[str, str] = {}
+        self.second_beyond = ""
         self._limits = StepLimits(1, 1)
         self._killed_for: DeathCause | None = None
         self._calls: set[asyncio.Future[None]] = set()
@@ -246,7 +250,11 @@ class SimWorker:
         for job in found:
             self._waiting.remove(job)
         talked = self._talking.pop(job_id, None) is not None
-        return bool(found) or talked
+        stood = [one for one in self._standing if one[0].id == job_id]
+        for one in stood:
+            self._standing.remove(one)
+        self._next_turn()
+        return bool(found) or talked or bool(stood)
 
     async def measure(self, adapter: str | None, texts: Sequence[str]) -> TextsMeasured:
         """See `ports.Worker`."""
@@ -269,9 +277,12 @@ class SimWorker:
         self.largest_rows = max(self.largest_rows, sum(len(job.texts) for job in jobs))
         if self.alive and self.sequences:
             for job in jobs:
-                self._talking[job.id] = 0
-                self._loop.call_later(5 * self._moods.row_s, self._talk, job, said(job.texts[0]))
-            self.most_at_once = max(self.most_at_once, len(self._talking))
+                inside = [*self._talking, *(one[0].id for one in self._standing)]
+                if len(inside) >= self.sequences and job.client in [self._clients[name] for name in inside]:
+                    self.second_beyond = job.id
+                self._clients[job.id] = job.client
+                self._standing.append((job, said(job.texts[0]), 0))
+            self._next_turn()
         elif self.alive:
             self._waiting.extend(jobs)
             self._step()
@@ -341,6 +352,14 @@ class SimWorker:
         if self._listener is not None:
             self._listener.on_death(death)
 
+    def _next_turn(self) -> None:
+        """As many answers go on as there are sequences, those that stood longest first."""
+        while self._standing and len(self._talking) < self.sequences:
+            job, words, number = self._standing.popleft()
+            self._talking[job.id] = number
+            self._loop.call_later(5 * self._moods.row_s, self._talk, job, words)
+        self.most_at_once = max(self.most_at_once, len(self._talking))
+
     def _talk(self, job: JobWork, words: list[str]) -> None:
         """The next word of a generator's answer; a part of it goes out at once where it streams."""
         name = job.id
@@ -352,9 +371,12 @@ class SimWorker:
         if number < len(words) - 1:
             if job.stream:
                 self._say(TextChunk(name, words[number]))
-            self._loop.call_later(5 * self._moods.row_s, self._talk, job, words)
+            del self._talking[name]
+            self._standing.append((job, words, number + 1))
+            self._next_turn()
             return
         del self._talking[name]
+        self._next_turn()
         usage = {"prompt_tokens": 3, "cached_tokens": 0, "completion_tokens": len(words)}
         result = {"text": "".join(words), "finish_reason": "stop", "usage": usage, "seed": 1}
         compute_ms = 5000.0 * self._moods.row_s * len(words)

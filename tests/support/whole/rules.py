@@ -144,6 +144,8 @@ class Rules:
         for worker in world.spawner.alive():
             if worker.most_at_once > worker.sequences:
                 self._say("sequences", f"{worker.most_at_once} answers at once on {worker.sequences} sequences")
+            if worker.second_beyond:
+                self._say("sequences", f"{worker.second_beyond} is its client's second job beyond the sequences")
         if len(strays) > 1:
             self._say("strays", f"workers that belong to nobody: {[worker.pid for worker in strays]}")
 

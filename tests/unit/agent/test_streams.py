@@ -10,7 +10,7 @@ import pytest
 from edge_agent.agent.context_sizing import Sizer
 from edge_agent.agent.respond import END_S
 from edge_agent.base.errors import WorkerError
-from edge_agent.base.limits import MESSAGE_BYTES
+from edge_agent.base.limits import ANSWERS_BEYOND, MESSAGE_BYTES
 from edge_agent.bundle.catalog import InstalledModel, TaskSpec
 from edge_agent.bundle.gguf_memory import GeneratorOverrides
 from edge_agent.protocol.envelope import LinkChange, Outbound
@@ -367,6 +367,43 @@ def test_a_grammar_that_costs_too_much_ends_what_its_client_brought_beside_it() 
         assert (statuses["1"], statuses["2"], statuses["3"], statuses["4"]) == ([422], [503], [503], [503])
         assert device.transport.reply("4")["retry_after_s"] > 0.0
         assert set(worker.inside) == {"one/plain", "two/other"}
+
+    run(scenario)
+
+
+def test_a_client_with_nothing_inside_sends_one_job_in_although_no_sequence_is_free() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("h1", asked(), client="hog")
+        await settle()
+        for name, client in (("h2", "hog"), ("g1", "good"), ("g2", "good"), ("t1", "third")):
+            await device.ask(name, asked(), client=client)
+        await settle()
+        worker = device.spawner.last
+        assert list(worker.inside) == ["hog/h1", "good/g1", "third/t1"], "they take turns there"
+        worker.end("good/g1", "x")
+        await settle()
+        assert list(worker.inside) == ["hog/h1", "third/t1", "good/g2"]
+        for name in ("third/t1", "good/g2"):
+            worker.end(name, "x")
+        await settle()
+        assert list(worker.inside) == ["hog/h1"], "its second one has no sequence to go to"
+        worker.end("hog/h1", "x")
+        await settle()
+        assert list(worker.inside) == ["hog/h2"]
+
+    run(scenario, sequences=1)
+
+
+def test_beyond_the_sequences_so_many_clients_and_no_more_take_turns() -> None:
+    async def scenario(device: Device) -> None:
+        for number in range(ANSWERS_BEYOND + 9):
+            await device.ask(str(number), asked(deadline_s=600.0), client=f"client-{number}")
+        await settle()
+        worker = device.spawner.last
+        assert len(worker.inside) == 2 + ANSWERS_BEYOND
+        worker.end("client-5/5", "x")
+        await settle()
+        assert len(worker.inside) == 2 + ANSWERS_BEYOND
 
     run(scenario)
 

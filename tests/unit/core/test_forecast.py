@@ -148,6 +148,13 @@ def test_a_generators_answers_end_one_by_one(ahead: int, inside: int, wait_s: fl
     assert found == (pytest.approx(wait_s), pytest.approx(0.5))
 
 
+@pytest.mark.parametrize(("others", "wait_s"), [(1, 0.0), (2, 0.5), (6, 1.5), (60, 15.0), (66, 65 / 2 * 8.0)])
+def test_a_client_that_has_nothing_inside_waits_for_turns_and_not_for_answers(others: int, wait_s: float) -> None:
+    inside = [Job((f"client-{number}", "1"), "m", None, ("x" * 64,), {}, 5, 200.0, NOW_S) for number in range(others)]
+    found = generator_wait_and_first_token_s(Queue(), a_job("x"), inside, generator_costs(), GENERATOR, NOW_S)
+    assert found == (pytest.approx(wait_s), pytest.approx(0.5))
+
+
 def test_pauses_stretch_a_generators_wait_and_its_load_comes_first() -> None:
     load = replace(GENERATOR, duty_share=0.5, load_s=3.0)
     wait_s, first_s = generator_wait_and_first_token_s(Queue(), a_job("x"), running(2), generator_costs(), load, NOW_S)

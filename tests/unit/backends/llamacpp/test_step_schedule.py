@@ -8,7 +8,7 @@ from edge_agent.backends.llamacpp.step_schedule import AdapterRoundRobin, TokenS
 
 def sequence(name: str, prompt: int, generated: int = 0) -> TokenSequence:
     cached = prompt + generated - 1 if generated else 0
-    return TokenSequence(name, None, 0, [0] * (prompt + generated), prompt, cached)
+    return TokenSequence(name, None, "", 0, [0] * (prompt + generated), prompt, cached)
 
 
 def shares(sequences: list[TokenSequence], batch: int, chunk: int) -> dict[str, int]:
