@@ -135,8 +135,10 @@ device-arm64: setup wheel
 	@PYTHONPATH=tools $(BIN)/python -m deb_package --arch arm64 --out build/deb-arm64
 	@$(BIN)/python -m tests.device.arm_board build/deb-arm64/*.deb
 
+# A file's tests run in one process, beside those of another file: much of a test's time is waiting for its processes.
+TEST_PROCESSES ?= 2
 test: setup llamacpp litert prefer
-	@$(BIN)/python -m pytest tests
+	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile tests
 
 check: setup prefer
 	@$(BIN)/ruff format --check .
