@@ -270,6 +270,7 @@ class Intake:
         return GeneratorLoad(
             served.cost_key,
             served.whole_cost_key,
+            served.token_cost_key,
             max(1, served.sequences),
             grant.threads,
             self._context.duty_cycle.share_of(served.name, grant),

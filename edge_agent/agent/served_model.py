@@ -126,6 +126,11 @@ class ServedModel:
         """The same for whole answers of a generator, whose `cost_key` is for the time to the first token."""
         return self.model.name, f"{self.model.variant.digest} whole"
 
+    @property
+    def token_cost_key(self) -> tuple[str, str]:
+        """The same for one token of a generator's answer, as it comes beside the other sequences' tokens."""
+        return self.model.name, f"{self.model.variant.digest} token"
+
     def load_at(self, grant: ComputeGrant, duty_share: float = 1.0) -> WorkerLoad:
         """The worker as a request finds it under this grant, in its share of the time; a generator reads one prompt."""
         return WorkerLoad(self.cost_key, 1 if self.generates else grant.max_rows, grant.threads, duty_share)
@@ -337,8 +342,8 @@ class ServedModel:
         if name in worker.attached or len(worker.attached) >= ADAPTERS_RESIDENT:
             used = {job.adapter for job in self.running.values()}
             unused = (one for one in worker.attached if one not in used)
-            leaving = name if name in worker.attached else next(unused, name)
-            if leaving in used:
+            leaving = name if name in worker.attached else next(unused, None)
+            if leaving is None or leaving in used:
                 why = f"adapter {name!r} cannot be exchanged while its requests run"
                 raise InUse(503, Cause.UNAVAILABLE, why, IN_USE_S)
             await worker.detach(leaving)

@@ -17,7 +17,7 @@ from edge_agent.agent.worker_handle import WorkerHandle
 from edge_agent.base.causes import Cause, WorkerDeath
 from edge_agent.base.errors import WorkerError
 from edge_agent.base.units import duration_text
-from edge_agent.core.forecast import rows_computed
+from edge_agent.core.forecast import rows_computed, tokens_written
 from edge_agent.core.grammar_bans import barred_reason, has_grammar
 from edge_agent.core.job import MAX_ATTEMPTS, Job, JobState
 from edge_agent.core.model_lifecycle import ModelState
@@ -146,10 +146,10 @@ class WorkerEventHandler:
         """Add the cost of an answer to the cost model, also when the answer comes too late to be sent: without the late
         ones every prediction would be too short.
 
-        Of a generator two costs are learned: the time of its prompt (`cost_key`) and of its whole answer
-        (`whole_cost_key`). A batch of an encoder is learned once; of a job that took several steps, their mean. All its
-        rows count with the mean length of the texts of the job whose texts are longest, because the runtime pads rows
-        to one length.
+        Of a generator three costs are learned: the time of its prompt (`cost_key`), of its whole answer
+        (`whole_cost_key`) and of one token of it (`token_cost_key`). A batch of an encoder is learned once; of a job
+        that took several steps, their mean. All its rows count with the mean length of the texts of the job whose texts
+        are longest, because the runtime pads rows to one length.
         """
         costs, threads = self._context.costs, self._context.grant.threads
         compute_s = event.compute_ms / 1000.0
@@ -157,6 +157,9 @@ class WorkerEventHandler:
             # An answer may be cut short, its first token not: that is what a deadline must leave time for.
             costs.learn(served.cost_key, 1, job.size_bytes, event.generated.prompt_ms / 1000.0, threads)
             costs.learn(served.whole_cost_key, 1, job.size_bytes, compute_s, threads)
+            tokens, wrote_s = tokens_written(event.results), compute_s - event.generated.prompt_ms / 1000.0
+            if tokens > 1 and wrote_s > 0.0:
+                costs.learn(served.token_cost_key, 1, 1, wrote_s / (tokens - 1), threads)
         elif served.worker is not None and served.worker.is_new_cost(event.batch, compute_s):
             # Else one client's long lists would make every batch look as long as they took in all.
             compute_s /= max(1, event.steps)

@@ -52,8 +52,9 @@ BATCH_ROWS = 64
 WORKER_SILENCE_S = 30.0
 # A generator's sequence is at work for one client at least this long, where more clients ask than there are sequences.
 ANSWER_TURN_S = 0.5
-# So many clients beyond a generator's sequences have one answer each inside its worker, in turn with the others.
-ANSWERS_BEYOND = 64
+# So many clients beyond a generator's sequences have one answer each inside its worker, in turn with the others. Few,
+# since all of them are longer on their way: where more ask, the others wait for the end of an answer, or are refused.
+ANSWERS_BEYOND = 4
 # Time for the golden probes of a package on the slowest board.
 MEASURE_S = 300.0
 # The longest step that counts for a pause. A longer one did not compute all the time (a hung worker, a stopped

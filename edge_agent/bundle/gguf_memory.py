@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
-from edge_agent.base.limits import CONTEXT_TOKENS, MIB
+from edge_agent.base.limits import ANSWERS_BEYOND, CONTEXT_TOKENS, MIB
 from edge_agent.base.units import bytes_text
 
 KV_BYTES: Final = {"f16": 2.0, "q8_0": 34 / 32}
@@ -22,6 +22,8 @@ SMALLEST_CONTEXT = 2 * CONTEXT_STEP
 """A context is never shrunk below this: a shorter one does not hold a conversation."""
 PROCESS_BYTES = 60 * MIB
 """A worker's interpreter, numpy and llama.cpp's libraries before any model (PSS)."""
+CANDIDATE_BYTES = 12
+"""What llama.cpp's samplers hold for each token of the vocabulary and each answer: id, logit and probability."""
 GPU_BYTES = 300 * MIB
 """What CUDA takes by itself in a process that uses a GPU; 150 to 300 MB are reported of Jetson Nano and Orin."""
 SEQUENCES, KV_TYPE, BATCH = 4, "f16", 256
@@ -40,11 +42,6 @@ def fits_range(name: str, value: object) -> bool:
     """Whether a value is a whole number that the option takes."""
     lowest, highest = SIZE_OPTIONS[name]
     return type(value) is int and lowest <= value <= highest
-
-
-KEPT_SLOTS: Final = 4
-"""Places of a context beside those of its sequences, for answers that are parked and for prefixes. They share the
-sequences' cells; each takes a row of logits, since llama.cpp has room for an output of every place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +129,12 @@ def need(header: GgufHeader, demand: Demand) -> Need:
     (equal to the KV buffer that llama.cpp's log reports).
     arena: llama.cpp's largest graph, that of a full prompt batch. At its widest point it holds, per token of the batch
     in float32, the residual stream twice and the wider of attention (4 x embedding) and feed-forward (2 x its width);
-    then the logits of an output for each of `sequences` and `KEPT_SLOTS`, once in the graph and once in our copy; and
-    the process itself.
+    then for each of `sequences` and of `ANSWERS_BEYOND` the logits of an output, once in the graph and once in our
+    copy, and the candidates of its sampler; and the process itself.
     """
     cells = demand.sequences * padded(demand.context)
     cache = int(2 * header.kv_width * cells * KV_BYTES[demand.kv_type])
-    logits = 2 * 4 * (demand.sequences + KEPT_SLOTS) * header.vocab
+    logits = (2 * 4 + CANDIDATE_BYTES) * (demand.sequences + ANSWERS_BEYOND) * header.vocab
     return Need(header.tensor_bytes, cache, _graph_bytes(header, demand) + logits + PROCESS_BYTES)
 
 

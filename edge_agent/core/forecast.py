@@ -50,13 +50,15 @@ class WorkerLoad:
 class GeneratorLoad:
     """A generator's worker as a new request finds it.
 
-    `first_key`, `whole_key` name the time to the first token and the time of a whole answer for the cost model.
+    `first_key`, `whole_key`, `token_key` name the time to the first token, of a whole answer and of one token of it for
+    the cost model.
     `sequences`: answers that it computes at once, each ending by itself. `threads`, `duty_share`, `load_s` as in
     `WorkerLoad`.
     """
 
     first_key: Hashable
     whole_key: Hashable
+    token_key: Hashable
     sequences: int
     threads: int
     duty_share: float = 1.0
@@ -117,8 +119,8 @@ def generator_wait_and_first_token_s(
     measured.
 
     Sequences end one by one: as many answers as are ahead of the job, less the free sequences, must end first, and
-    `sequences` of them end in the time of a whole answer. A client that has no request here waits for no more than a
-    turn of every other client that asks, see `backends.llamacpp.answer_turns`.
+    `sequences` of them end in the time of a whole answer. A client that has no request here may wait for turns instead,
+    see `_turns_s`.
     """
     first_s = costs.predict_s(load.first_key, 1, job.size_bytes, load.threads)
     whole_s = costs.predict_s(load.whole_key, 1, job.size_bytes, load.threads)
@@ -129,11 +131,49 @@ def generator_wait_and_first_token_s(
     ends = max(0, queue.rows_ahead(job, now_s, adapters) + len(running) - load.sequences + 1)
     whole_s /= max(LEAST_DUTY_SHARE, load.duty_share)
     wait_s = ends / load.sequences * whole_s
-    asking = {other.key[0] for other in (*running, *queue.jobs())}
-    if job.key[0] not in asking and len(asking) < load.sequences + ANSWERS_BEYOND:
-        turn_s = max(ANSWER_TURN_S, first_s or 0.0) / max(LEAST_DUTY_SHARE, load.duty_share)
-        wait_s = min(wait_s, len(asking) / load.sequences * turn_s)
+    turns_s = _turns_s(queue, job, running, costs, load, now_s)
+    wait_s = wait_s if turns_s is None else min(wait_s, turns_s)
     return wait_s + load.load_s, first_s
+
+
+def _turns_s(
+    queue: Queue, job: Job, running: Collection[Job], costs: CostModel, load: GeneratorLoad, now_s: float
+) -> float | None:
+    """Seconds until a client that has no request here has its first turn (`backends.llamacpp.answer_turns`): each other
+    one reads its prompt, where it has not begun to answer, and writes for a turn.
+
+    None where it does not come in that way, or where its answer, in turn with the others, would not end in time: then
+    another would only be late with it.
+    """
+    others = {other.key[0]: other for other in (*queue.jobs(), *running)}
+    if job.key[0] in others or len(running) >= load.sequences + ANSWERS_BEYOND:
+        return None
+    duty = max(LEAST_DUTY_SHARE, load.duty_share)
+    first_s = [
+        costs.predict_s(load.first_key, 1, other.size_bytes, load.threads) or 0.0
+        for other in others.values()
+        if not other.parts
+    ]
+    turns_s = (math.fsum(first_s) + len(others) * ANSWER_TURN_S) / load.sequences / duty
+    share = max(1.0, (len(others) + 1) / load.sequences)
+    in_time = turns_s + share * _answer_s(job, costs, load) / duty <= job.deadline_s - now_s
+    return turns_s if in_time else None
+
+
+def _answer_s(job: Job, costs: CostModel, load: GeneratorLoad) -> float:
+    """Seconds of a whole answer: as long as those before, and not longer than its tokens take."""
+    whole_s = costs.predict_s(load.whole_key, 1, job.size_bytes, load.threads) or 0.0
+    first_s = costs.predict_s(load.first_key, 1, job.size_bytes, load.threads)
+    token_s = costs.predict_s(load.token_key, 1, 1, load.threads)
+    most = job.params.get("max_tokens")
+    if first_s is None or token_s is None or not isinstance(most, int):
+        return whole_s
+    return min(whole_s, first_s + most * token_s)
+
+
+def tokens_written(results: Sequence[Mapping[str, Any]]) -> int:
+    """The tokens of a generated answer."""
+    return sum(int(one.get("usage", {}).get("completion_tokens", 0)) for one in results)
 
 
 def generator_work_s(job: Job, costs: CostModel, load: GeneratorLoad) -> float:

@@ -419,7 +419,10 @@ class Child:
         for job_id in [job_id for job_id, pending in self._pending.items() if pending.coalescer.late(end_s)]:
             done = self._loaded().finish(job_id)
             if done is None:
-                continue  # it waits for a free sequence: the daemon lets it expire
+                self._loaded().cancel(job_id)
+                del self._pending[job_id]
+                self._fail(job_id, 408, Cause.EXPIRED, "the deadline came while it waited for a sequence")
+                continue
             if done.outputs["completion_tokens"]:
                 self._conclude(done._replace(outputs=dict(done.outputs, finish="deadline")))
             else:

@@ -3,8 +3,12 @@
 A sequence is held for as long as its answer takes, which may be minutes. So an answer gives way: it is parked, and goes
 on when its client has its turn again. A client's service is the time in which its sequences were computed; a client
 that holds no sequence gets the one of a client that was served more, or that holds several, once that one's turn is
-over (start-time fair queueing; Goyal, Vin and Cheng, 1996). However many names one person asks under, the wait of
-another is a turn for each of them and not an answer for each.
+over (start-time fair queueing; Goyal, Vin and Cheng, 1996). So the wait for a first token is a turn for each client
+that asks and not an answer for each.
+
+Virtual time is what a client would have been served if all that ask were served alike. A client begins with it, however
+often it comes under a new name; what another is ahead counts up to `AHEAD_S`, so that nobody waits long for what it got
+while it was alone.
 
 A file of its own because it is pure and tested without llama.cpp.
 """
@@ -12,12 +16,13 @@ A file of its own because it is pure and tested without llama.cpp.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence, Set
 from typing import Protocol, TypeVar
 
 from edge_agent.base.limits import ANSWER_TURN_S
 
 CLIENTS_KEPT = 256
+AHEAD_S = 4 * ANSWER_TURN_S
 
 
 class Candidate(Protocol):
@@ -53,26 +58,30 @@ class AnswerTurns:
 
     def __init__(self) -> None:
         self._served: dict[str, float] = {}
+        self._time_s = 0.0
+        self._asking = 1
 
     def arrive(self, client: str, inside: Collection[str]) -> None:
-        """A job of `client` comes to those of `inside` (clients, once for each job). A client that had none starts with
-        the least that one of them was served, so that it cannot save up service while it is away."""
+        """A job of `client` comes to those of `inside`, clients too. A client that had none begins with the virtual
+        time, so that it cannot save up service while it is away."""
         if client not in inside:
-            least = min((self._served.get(other, 0.0) for other in inside), default=0.0)
-            self._served[client] = max(self._served.get(client, 0.0), least)
-            self._forget(inside)
+            own_s = self._served.get(client, self._time_s)
+            self._served[client] = min(max(own_s, self._time_s), self._time_s + AHEAD_S)
+            self._forget({*inside, client})
 
     def charge(self, client: str, seconds: float) -> None:
         """A sequence of the client was computed for so long."""
-        self._served[client] = self._served.get(client, 0.0) + seconds
+        self._served[client] = self._served.get(client, self._time_s) + seconds
+        self._time_s += seconds / self._asking
 
     def next(self, waiting: Sequence[CandidateT], holding: Iterable[Candidate]) -> CandidateT | None:
         """Which one gets the next sequence: of the clients that hold none the one that was served least, else the
         first."""
         held = Counter(one.client for one in holding)
+        self._asking = max(1, len({*held, *(one.client for one in waiting)}))
         new = [one for one in waiting if not held[one.client]]
         if new:
-            return min(new, key=lambda one: self._served.get(one.client, 0.0))
+            return min(new, key=self._of)
         return waiting[0] if waiting else None
 
     def gives_way(self, wanting: Candidate, holding: Collection[HolderT]) -> HolderT | None:
@@ -84,19 +93,21 @@ class AnswerTurns:
         held = Counter(one.client for one in holding)
         if held[wanting.client]:
             return None
-        own = self._served.get(wanting.client, 0.0)
         over = [
             one
             for one in holding
             if one.may_park
             and one.decode_s >= max(ANSWER_TURN_S, one.read_s)
-            and (held[one.client] > 1 or self._served.get(one.client, 0.0) > own)
+            and (held[one.client] > 1 or self._of(one) > self._of(wanting))
         ]
-        return max(over, key=lambda one: (held[one.client] > 1, self._served.get(one.client, 0.0)), default=None)
+        return max(over, key=lambda one: (held[one.client] > 1, self._of(one)), default=None)
 
-    def _forget(self, inside: Collection[str]) -> None:
+    def _of(self, one: Candidate) -> float:
+        return self._served.get(one.client, self._time_s)
+
+    def _forget(self, inside: Set[str]) -> None:
         """Of clients that have gone keep those that were served most: what they are ahead counts when they return."""
         if len(self._served) > CLIENTS_KEPT:
-            gone = sorted(set(self._served) - set(inside), key=lambda name: self._served[name])
+            gone = sorted(set(self._served) - inside, key=lambda name: self._served[name])
             for name in gone[: len(self._served) - CLIENTS_KEPT // 2]:
                 del self._served[name]

@@ -43,8 +43,7 @@ from edge_agent.backends.llamacpp.step_schedule import (
 )
 from edge_agent.backends.llamacpp.tuners import BatchSizeTuner, ThreadTuner
 from edge_agent.base.errors import AdapterRefused, BackendError
-from edge_agent.base.limits import QUEUE_JOBS
-from edge_agent.bundle.gguf_memory import KEPT_SLOTS
+from edge_agent.base.limits import ANSWERS_BEYOND, QUEUE_JOBS
 
 MASK_WAIT_S = 0.01
 """Seconds that one call's sequences wait for masks in all; usually they came during the call. After that the others go
@@ -95,13 +94,13 @@ class LlamaSession(Session):
         self._header = header
         self._settings = settings
         self.sequences, self.context, self.computed_by = settings.sequences, settings.context, settings.computed_by
-        slots = settings.sequences + KEPT_SLOTS
+        slots = settings.sequences + ANSWERS_BEYOND  # so many answers are inside, at work or parked
         sizes = ContextSizes(settings.cells, slots, settings.batch, settings.kv_type)
         self._context: LlamaContext | None = LlamaContext(model, sizes)
         self._vocabulary = LlamaVocabulary(model, header, settings.context)
         self._adapters: dict[str, _Adapter] = {}
         self._owners = 0
-        self._slots = SequenceSlots(settings.sequences, KEPT_SLOTS)
+        self._slots = SequenceSlots(settings.sequences, ANSWERS_BEYOND)
         self._turns = AnswerTurns()
         self._round_robin = AdapterRoundRobin(settings.turn_steps)
         self._batch_size = BatchSizeTuner()

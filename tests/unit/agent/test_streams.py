@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from edge_agent.agent import served_model
 from edge_agent.agent.context_sizing import Sizer
 from edge_agent.agent.respond import END_S
 from edge_agent.base.errors import WorkerError
@@ -401,11 +402,28 @@ def test_beyond_the_sequences_so_many_clients_and_no_more_take_turns() -> None:
         await settle()
         worker = device.spawner.last
         assert len(worker.inside) == 2 + ANSWERS_BEYOND
-        worker.end("client-5/5", "x")
+        worker.end("client-3/3", "x")
         await settle()
         assert len(worker.inside) == 2 + ANSWERS_BEYOND
 
     run(scenario)
+
+
+def test_an_adapter_for_which_all_others_are_in_use_waits_and_ends_no_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served_model, "ADAPTERS_RESIDENT", 3)
+
+    async def scenario(device: Device) -> None:
+        for number in range(4):
+            await device.ask(str(number), asked(adapter=f"a{number}", deadline_s=600.0))
+            await settle()
+        worker = device.spawner.last
+        assert list(worker.inside) == ["tester/0", "tester/1", "tester/2"]
+        worker.end("tester/0", "x")
+        await settle()
+        assert list(worker.inside) == ["tester/1", "tester/2", "tester/3"]
+        assert device.server.fault is None
+
+    run(scenario, sequences=8, adapters=("a0", "a1", "a2", "a3"))
 
 
 def test_a_job_whose_grammar_is_compiled_holds_no_sequence() -> None:

@@ -123,7 +123,7 @@ def test_the_least_of_a_batch() -> None:
     assert least_s([a_job("a"), a_job("b")], costs(), AT) == pytest.approx(0.1)
 
 
-GENERATOR = GeneratorLoad("first", "whole", sequences=2, threads=2)
+GENERATOR = GeneratorLoad("first", "whole", "token", sequences=2, threads=2)
 
 
 def generator_costs() -> CostModel:
@@ -148,11 +148,39 @@ def test_a_generators_answers_end_one_by_one(ahead: int, inside: int, wait_s: fl
     assert found == (pytest.approx(wait_s), pytest.approx(0.5))
 
 
-@pytest.mark.parametrize(("others", "wait_s"), [(1, 0.0), (2, 0.5), (6, 1.5), (60, 15.0), (66, 65 / 2 * 8.0)])
-def test_a_client_that_has_nothing_inside_waits_for_turns_and_not_for_answers(others: int, wait_s: float) -> None:
-    inside = [Job((f"client-{number}", "1"), "m", None, ("x" * 64,), {}, 5, 200.0, NOW_S) for number in range(others)]
-    found = generator_wait_and_first_token_s(Queue(), a_job("x"), inside, generator_costs(), GENERATOR, NOW_S)
+def inside(count: int, parts: int = 0, size: int = 64) -> list[Job]:
+    """Jobs of other clients, one each."""
+    return [
+        Job((f"client-{number}", "1"), "m", None, ("x" * size,), {}, 5, 200.0, NOW_S, parts=parts)
+        for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("others", "parts", "wait_s"), [(1, 0, 0.0), (2, 0, 1.0), (5, 0, 2.5), (5, 3, 1.25), (6, 3, 20.0)]
+)
+def test_a_client_that_has_nothing_inside_waits_for_turns_and_not_for_answers(
+    others: int, parts: int, wait_s: float
+) -> None:
+    """A turn, and the prompt of who has not begun; beyond four more than the sequences nobody comes in."""
+    found = generator_wait_and_first_token_s(
+        Queue(), a_job("x"), inside(others, parts), generator_costs(), GENERATOR, NOW_S
+    )
     assert found == (pytest.approx(wait_s), pytest.approx(0.5))
+
+
+@pytest.mark.parametrize(
+    ("deadline_s", "most", "wait_s"), [(24.0, None, 1.0), (12.0, None, 8.0), (12.0, 64, 1.0), (5.0, 64, 8.0)]
+)
+def test_turns_are_for_answers_that_end_in_time_beside_the_others(
+    deadline_s: float, most: int | None, wait_s: float
+) -> None:
+    """Four others on two sequences: whole answers take 2.5 times their 8 s, 64 tokens of 0.05 s 2.5 times 3.7 s."""
+    costs = generator_costs()
+    costs.learn("token", 1, 1, 0.05, 2)
+    job = replace(a_job("x", NOW_S + deadline_s), params={"max_tokens": most} if most else {})
+    wait, _ = generator_wait_and_first_token_s(Queue(), job, inside(4, 1), costs, GENERATOR, NOW_S)
+    assert wait == pytest.approx(1.0 if wait_s == 1.0 else 3 / 2 * 8.0)
 
 
 def test_pauses_stretch_a_generators_wait_and_its_load_comes_first() -> None:

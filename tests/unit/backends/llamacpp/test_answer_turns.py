@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.backends.llamacpp.answer_turns import CLIENTS_KEPT, AnswerTurns
+from edge_agent.backends.llamacpp.answer_turns import AHEAD_S, CLIENTS_KEPT, AnswerTurns
 from edge_agent.base.limits import ANSWER_TURN_S
 
 STEP_S = 0.1
@@ -151,10 +151,41 @@ def test_a_client_that_comes_and_goes_gains_nothing() -> None:
     assert served <= len(steady.steps) + 2 * TURN_STEPS
 
 
+def test_fresh_names_do_not_keep_out_who_has_had_a_turn() -> None:
+    device, number, live = Device(1), 0, list[Answer]()
+    victim = device.ask(Answer("victim", 50))
+    for _ in range(20):
+        device.step()
+    while victim.left and device.clock < 2000:
+        live = [one for one in live if one.left]
+        while len(live) < 2:
+            live.append(device.ask(Answer(f"fresh-{number}", TURN_STEPS)))
+            number += 1
+        device.step()
+    assert device.clock < 4 * (50 + 3 * TURN_STEPS)
+
+
+def test_what_a_client_got_while_it_was_alone_does_not_count_for_long() -> None:
+    device = Device(1)
+    regular = device.ask(Answer("regular", 6000))
+    while regular.left:
+        device.step()
+    device.ask(Answer("new", 3000))
+    for _ in range(50):
+        device.step()
+    short, asked = device.ask(Answer("regular", 2)), device.clock
+    while short.left:
+        device.step()
+    assert (device.clock - asked) * STEP_S <= 2 * AHEAD_S
+
+
 def test_of_clients_that_have_gone_only_some_are_remembered() -> None:
     turns = AnswerTurns()
     for number in range(3000):
         turns.arrive(str(number), ["stays"])
         turns.charge(str(number), float(number))
     assert len(turns._served) <= CLIENTS_KEPT + 2
-    assert "2999" in turns._served
+    turns.charge("stays", 10_000.0)
+    for number in range(CLIENTS_KEPT + 1):
+        turns.arrive(f"later-{number}", ["stays"])
+        assert f"later-{number}" in turns._served, "who came last is not dropped"

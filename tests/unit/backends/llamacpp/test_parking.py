@@ -12,7 +12,7 @@ from edge_agent.backends import registry
 from edge_agent.backends.api import AdapterSource, Chunk, Done, Failed, Limits, Session, SessionJob
 from edge_agent.backends.llamacpp import answer_turns
 from edge_agent.base.errors import AdapterRefused
-from edge_agent.bundle.gguf_memory import KEPT_SLOTS
+from edge_agent.base.limits import ANSWERS_BEYOND
 from tests.support import tiny_gguf
 from tests.support.needs import need
 
@@ -122,7 +122,7 @@ def test_every_client_gets_the_answer_that_it_gets_alone(folder: Path, sequences
     # Two sequences in one call, and tokens that are read again, are computed by other kernels, whose roundings may draw
     # another token.
     same = [found[one.job_id][0] == expected[one.job_id] for one in jobs]
-    kept = sequences == 1 and clients <= sequences + KEPT_SLOTS
+    kept = sequences == 1 and clients <= sequences + ANSWERS_BEYOND
     assert all(same) if kept else sum(same) >= len(same) // 2
     assert all(len(tokens) == end.outputs["completion_tokens"] for tokens, end in found.values())
     assert session._slots.free == sequences
