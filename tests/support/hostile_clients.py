@@ -148,9 +148,11 @@ async def attack(kind: str, port: int, device: str, seconds: float) -> int:
 
 @dataclass
 class Good:
-    """What a good client got: milliseconds of its answers, and what it got instead of some."""
+    """What a good client got: milliseconds of its answers, how many of each were the device's own (from the arrival to
+    the reply's encoding), and what it got instead of some."""
 
     ms: list[float] = field(default_factory=list)
+    own_ms: list[float] = field(default_factory=list)
     other: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -159,9 +161,10 @@ class Good:
         asked = len(self.ms) + self.other.total()
         return len(self.ms) / asked if asked else float("nan")
 
-    def at(self, share: float) -> float:
+    def at(self, share: float, own: bool = False) -> float:
         """A quantile in milliseconds."""
-        return sorted(self.ms)[min(len(self.ms) - 1, int(share * len(self.ms)))] if self.ms else float("nan")
+        ms = sorted(self.own_ms if own else self.ms)
+        return ms[min(len(ms) - 1, int(share * len(ms)))] if ms else float("nan")
 
 
 BODIES: Mapping[str, tuple[str, dict[str, Any]]] = {
@@ -183,6 +186,7 @@ async def ask(client: RequestClient, kind: str, seconds: float, device: str) -> 
         else:
             if reply.status == 200:
                 found.ms.append((time.monotonic() - asked_s) * 1000.0)
+                found.own_ms.append(reply.timing.total_ms if reply.timing is not None else float("nan"))
             else:
                 found.other[f"{reply.status} {reply.reason}"] += 1
         await asyncio.sleep(max(0.0, asked_s + 1.0 / GOOD_PER_S - time.monotonic()))
@@ -203,15 +207,18 @@ class Storm:
     def table(self) -> str:
         """Markdown."""
         lines = [
-            "| good client | asked | answered | p50, p99 idle | p50, p99 in the storm | p99 ratio |",
-            "|---" * 6 + "|",
+            "| good client | asked | answered | p50, p99 idle | p50, p99 in the storm | p99 ratio "
+            "| device's own p99 idle, in the storm, ratio |",
+            "|---" * 7 + "|",
         ]
         for name, good in self.stormy.items():
             idle = self.idle[name]
             asked = len(good.ms) + good.other.total()
             lines.append(
                 f"| {name} | {asked} | {good.share:.4f} | {idle.at(0.5):.1f}, {idle.at(0.99):.1f} ms "
-                f"| {good.at(0.5):.1f}, {good.at(0.99):.1f} ms | {good.at(0.99) / idle.at(0.99):.2f} |"
+                f"| {good.at(0.5):.1f}, {good.at(0.99):.1f} ms | {good.at(0.99) / idle.at(0.99):.2f} "
+                f"| {idle.at(0.99, own=True):.1f}, {good.at(0.99, own=True):.1f} ms, "
+                f"{good.at(0.99, own=True) / idle.at(0.99, own=True):.2f} |"
             )
         others = {name: dict(good.other) for name, good in self.stormy.items() if good.other}
         lines.append(f"\nsent by hostile clients: {self.sent}; refused: {dict(self.refusals)}")
