@@ -15,7 +15,7 @@ LLAMA_FLAGS := -DGGML_NATIVE=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BU
 export PIP_CONSTRAINT := $(CURDIR)/tools/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: conformance converter console console-test deb deb-life deb-lint device-arm64 metrics-lint home-assistant node-red families fuzz every-verb tensorrt-parser operators-day provisioned-image device-graphs device-check help demo demo-llm llamacpp litert wheel test check format bench conformance-schemas simulate storm nightly clean setup
+.PHONY: conformance converter console console-check console-test deb deb-life deb-lint device-arm64 metrics-lint home-assistant node-red families fuzz every-verb tensorrt-parser operators-day provisioned-image device-graphs device-check help demo demo-llm llamacpp litert wheel test check format bench conformance-schemas simulate storm nightly clean setup
 help:
 	@echo "make demo    train, package, sign, install and query adapters on this machine (four to eight minutes)"
 	@echo "make demo-llm a language model, made here, that streams its answers (compiles llama.cpp: 3 to 10 minutes once;"
@@ -255,10 +255,13 @@ console:
 	@command -v npm > /dev/null || { echo "npm is not installed: apt install nodejs npm, or see nodejs.org"; exit 1; }
 	@cd tools/console && npm ci --silent --no-audit --no-fund && npm run --silent build
 
-# In a real Chromium, with a real mosquitto and real agents.
-console-test: setup llamacpp
+# Whether the page in the wheel is what its sources make.
+console-check:
 	@command -v npm > /dev/null || { echo "npm is not installed: apt install nodejs npm, or see nodejs.org"; exit 1; }
 	@cd tools/console && npm ci --silent --no-audit --no-fund && npm run --silent check
+
+# In a real Chromium, with a real mosquitto and real agents.
+console-test: setup llamacpp console-check
 	@$(BIN)/python -m pip install --quiet --editable '.[browser]'
 	@$(BIN)/python -m pytest -q tests/browser/console_*.py
 
