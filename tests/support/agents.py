@@ -18,6 +18,8 @@ from edge_agent.app.packages import install
 from edge_agent.backends.api import AdapterSource as Attached
 from edge_agent.backends.api import Done, Limits, SessionJob
 from edge_agent.backends.echo import EchoBackend
+from edge_agent.demo import show
+from edge_agent.demo.device import DEVICE
 from edge_forge.package.build import base_descriptor, build
 from edge_forge.package.sources import AdapterPackageSource, ModelSource, VariantSource
 from tests.support.packages import BASE_ID, TEXTS, keys, onnx_bytes, release, safetensors_bytes
@@ -113,6 +115,17 @@ def echo_adapter_package(
     return build(
         folder / f"{name}-{counter}.tar", release(name, counter), None, [adapter], subject, [keys().release_key]
     ).path
+
+
+def demo_device(folder: Path, port: int) -> AgentProcess:
+    """A device, not started yet, with the names of the demo's: what the pages' examples ask runs against it as it
+    stands. Its bases answer embeddings without an adapter, as those of `edge-forge build` do."""
+    found = AgentProcess(folder, port, device=DEVICE)
+    for act in (show.LORA[0], show.QUICK):
+        base = echo_package(folder / act.base, act.base, kind="embed")
+        found.install(base)
+        found.install(echo_adapter_package(folder / act.base, base, act.adapter))
+    return found
 
 
 @dataclass
