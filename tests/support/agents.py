@@ -122,10 +122,15 @@ def demo_device(folder: Path, port: int) -> AgentProcess:
     stands. Its bases answer embeddings without an adapter, as those of `edge-forge build` do."""
     found = AgentProcess(folder, port, device=DEVICE)
     for act in (show.LORA[0], show.QUICK):
-        base = echo_package(folder / act.base, act.base, kind="embed")
-        found.install(base)
-        found.install(echo_adapter_package(folder / act.base, base, act.adapter))
+        for package in demo_packages(folder / act.base, act).values():
+            found.install(package)
     return found
+
+
+def demo_packages(folder: Path, act: show.Act = show.LORA[0]) -> dict[str, Path]:
+    """Packages of the names that an act of the demo builds: `base` and `adapter`."""
+    base = echo_package(folder, act.base, kind="embed")
+    return {"base": base, "adapter": echo_adapter_package(folder, base, act.adapter)}
 
 
 @dataclass
