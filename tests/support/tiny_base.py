@@ -1,6 +1,5 @@
 """A tiny real encoder on disk (BERT, 4 layers of width 32, a word tokenizer) and a task that it can learn."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 ON = ["turn the lamp on", "switch on a light please", "the light on now", "lamp on", "please switch the light on"]
@@ -23,15 +22,14 @@ class Told:
         self.scores.append(dict(scores))
 
 
-def write(folder: Path, texts: Sequence[str] = (*ON, *OFF)) -> Path:
-    """Write config.json, model.safetensors and tokenizer.json of a random small BERT into `folder`; it knows the words
-    of `texts`."""
+def write(folder: Path) -> Path:
+    """Write config.json, model.safetensors and tokenizer.json of a random small BERT into `folder`."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(5)
-    words = sorted({word for text in texts for word in text.split()})
+    words = sorted({word for text, _ in ROWS for word in text.split()})
     vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
