@@ -31,7 +31,7 @@ from edge_agent.client import (
     UsageError,
 )
 from tests.support import pages
-from tests.support.agents import LABELS, AgentProcess, demo_device, echo_adapter_package, echo_package, running
+from tests.support.agents import LABELS, AgentProcess, demo_device, echo_package, running
 from tests.support.desk import cli
 from tests.support.mosquitto import Mosquitto, free_port
 from tests.support.needs import need
@@ -51,10 +51,8 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mosquitto]:
 def agent(tmp_path_factory: pytest.TempPathFactory, broker: Mosquitto) -> Iterator[AgentProcess]:
     """The demo's device with what the pages ask; the quick model `home`, one of a second and a half, `slow`."""
     folder = tmp_path_factory.mktemp("device")
-    found = demo_device(folder, broker.port)
-    home = echo_package(folder / "home", "home")
-    found.install(home)
-    found.install(echo_adapter_package(folder / "home", home, "spare"))
+    found = demo_device(folder, broker.port, quick=True)
+    found.install(echo_package(folder / "home", "home"))
     found.install(echo_package(folder / "slow", "slow", delay_s=1.5))
     with running(found):
         yield found
@@ -107,8 +105,8 @@ def test_the_first_pages_command_asks_as_printed(agent: AgentProcess, broker: Mo
 
 def test_a_request_is_answered_with_everything_that_the_message_says(agent: AgentProcess, broker: Mosquitto) -> None:
     with Client(address(broker), "demo") as edge:
-        answer = edge.ask("home", "lights", adapter="spare", top_k=2, request_id="mine")
-        assert (answer.id, answer.reply.adapter, answer.variant) == ("mine", "spare", "fp32")
+        answer = edge.ask("minilm", "lights", adapter="home-intents", top_k=2, request_id="mine")
+        assert (answer.id, answer.reply.adapter, answer.variant) == ("mine", "home-intents", "fp32")
         assert (len(answer.classification.labels), answer.label in LABELS) == (2, True)
         assert answer.timing is not None and answer.timing.total_ms > 0
         assert [one.label in LABELS for one in edge.ask("home", ["a", "b", "c"]).classifications] == [True] * 3

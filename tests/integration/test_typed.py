@@ -53,7 +53,7 @@ def test_a_program_is_checked_against_the_clients_types(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file", "", "--cache-dir", str(tmp_path / "cache")]
     names = ["right.py", *(f"wrong{number}.py" for number in range(len(WRONG)))]
     done = subprocess.run([*command, *names], cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
-    found = [line for line in done.stdout.splitlines() if " error: " in line]
+    found = sorted(line for line in done.stdout.splitlines() if " error: " in line)
     assert len(found) == len(WRONG), done.stdout + done.stderr
     for number, (_, kind) in enumerate(WRONG.values()):
         assert found[number].startswith(f"wrong{number}.py:") and found[number].endswith(kind)

@@ -117,11 +117,12 @@ def echo_adapter_package(
     ).path
 
 
-def demo_device(folder: Path, port: int) -> AgentProcess:
+def demo_device(folder: Path, port: int, quick: bool = False) -> AgentProcess:
     """A device, not started yet, with the names of the demo's: what the pages' examples ask runs against it as it
-    stands. Its bases answer embeddings without an adapter, as those of `edge-forge build` do."""
+    stands. Its bases answer embeddings without an adapter, as those of `edge-forge build` do. `quick`: also what
+    `edge-agent demo --quick` serves."""
     found = AgentProcess(folder, port, device=DEVICE)
-    for act in (show.LORA[0], show.QUICK):
+    for act in (show.LORA[0], *([show.QUICK] if quick else [])):
         for package in demo_packages(folder / act.base, act).values():
             found.install(package)
     return found
