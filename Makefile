@@ -18,6 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: conformance converter console console-check console-test deb deb-life deb-lint device-arm64 metrics-lint home-assistant node-red families fuzz every-verb tensorrt-parser operators-day provisioned-image device-graphs device-check help demo demo-llm llamacpp litert wheel test check format bench conformance-schemas simulate storm nightly clean setup
 help:
 	@echo "make demo    train, package, sign, install and query adapters on this machine (four to eight minutes)"
+	@echo "             .venv/bin/edge-agent demo --quick, after make setup: the first answers alone, without training a base"
 	@echo "make demo-llm a language model, made here, that streams its answers (compiles llama.cpp: 3 to 10 minutes once;"
 	@echo "             then it trains, which takes longer)"
 	@echo "make wheel   dist/edge_agent-*.whl, to be installed on boards"

@@ -61,12 +61,14 @@ def build_command(
 def built_by(printed: bytes) -> Built:
     """What `build_command` made.
 
-    Merged models are left out, because one base is to carry all adapters: a device that has those too would answer by
-    them where they are faster (`core.adapter_routing`), each alone in its batch.
+    Merged models are left out beside their adapter, because one base is to carry all adapters: a device that has those
+    too would answer by them where they are faster (`core.adapter_routing`), each alone in its batch.
     """
     found = msgspec.json.decode(printed)
-    packages = (Path(path) for path in found["packages"])
-    return Built(tuple(path for path in packages if "-merged-" not in path.name), Path(found["trust_root"]))
+    packages = [Path(path) for path in found["packages"]]
+    names = {path.name for path in packages}
+    wanted = (path for path in packages if path.name.replace("-merged-v", "-v") not in names - {path.name})
+    return Built(tuple(wanted), Path(found["trust_root"]))
 
 
 class DemoDevice:

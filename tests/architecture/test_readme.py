@@ -131,6 +131,12 @@ def test_the_readme_shows_programs() -> None:
     assert text.count("@@") == 0, "a placeholder was left"
 
 
+def test_the_quickest_way_to_an_answer_is_named_where_people_begin() -> None:
+    helped = (ROOT / "Makefile").read_text(encoding="utf-8").partition("\nhelp:\n")[2].partition("\n\n")[0]
+    first = [README.read_text(encoding="utf-8"), (ROOT / "docs" / "index.md").read_text(encoding="utf-8"), helped]
+    assert ["edge-agent demo --quick" in text for text in first] == [True] * 3
+
+
 def test_the_readme_is_short() -> None:
     """A newcomer reads one page; figures and details have pages of their own."""
     assert len(README.read_text(encoding="utf-8").splitlines()) <= README_LINES
@@ -195,8 +201,9 @@ def test_who_flashes_gets_an_installable_wheel_and_a_doctor_that_speaks(tmp_path
 
 
 def test_who_trains_gets_a_recipe_that_can_be_read_and_data(tmp_path: Path) -> None:
-    activate, init, look = block("Who trains")
+    activate, quick, init, look = block("Who trains")
     assert activate.words == (".", ".venv/bin/activate")
+    assert quick.words == ("edge-agent", "demo", "--quick")  # built, it is `make demo`'s first half
     assert run(init, tmp_path).returncode == 0
     assert run(look, tmp_path).stdout.split() == ["train.tsv"]
     recipe = tomllib.loads((tmp_path / init.words[-1] / "recipe.toml").read_text(encoding="utf-8"))

@@ -80,7 +80,7 @@ async def async_setup(hass, config):
 def write_configuration(folder: Path, port: int) -> None:
     """An empty Home Assistant with one entry for the broker on `port`, and the component."""
     (folder / "configuration.yaml").write_text(_YAML)
-    text = EXAMPLE.read_text(encoding="utf-8").replace("edge/v1/pi/", f"edge/v1/{DEVICE}/")
+    text = EXAMPLE.read_text(encoding="utf-8").replace("edge/v1/demo/", f"edge/v1/{DEVICE}/")
     for label, stand_in in STAND_INS.items():
         assert f"'{label}'" in text
         text = text.replace(f"'{label}'", f"'{stand_in}'")

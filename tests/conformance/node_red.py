@@ -87,7 +87,7 @@ class Listener:
 def check(program: str, folder: Path) -> None:
     """All of it. Raises AssertionError."""
     with Mosquitto(folder) as broker:
-        agent = AgentProcess(folder / "agent", broker.port, "pi", backends=("onnx",))
+        agent = AgentProcess(folder / "agent", broker.port, "demo", backends=("onnx",))
         slots = tiny_slots.slots(folder / "slots", "home-slots", "minilm", merged=False)
         intents = tiny_slots.classes(folder / "intents", "home-intents", "minilm", out=folder / "slots" / "build")
         agent.config.write_text(agent.config.read_text().replace(str(keys().root_file), slots["trust_root"]))
@@ -97,7 +97,7 @@ def check(program: str, folder: Path) -> None:
         with running(agent), node_red(program, folder / "node-red", broker.port) as log:
             print("  the flow runs")
             listener, slots_found = Listener(broker.port), 0
-            with Client(f"127.0.0.1:{broker.port}", "pi") as edge:
+            with Client(f"127.0.0.1:{broker.port}", "demo") as edge:
                 for text in TEXTS:
                     meant = edge.ask("minilm", text, adapter="home-intents")
                     found = edge.ask("minilm", text, adapter="home-slots").spans

@@ -20,7 +20,7 @@ from edge_agent.bundle.drift_reference import reference, unknown_share
 from edge_agent.bundle.layout import open_package
 from edge_agent.bundle.verify import fetcher, read_package, read_release
 from edge_forge.package.package_trial import try_packages
-from tests.support import fake_gpu, tiny_base
+from tests.support import fake_gpu, tiny_base, tutorials
 from tests.support.agents import AgentProcess
 from tests.support.desk import cli, said
 from tests.support.hostile_modules import plant, ran
@@ -255,6 +255,25 @@ def test_a_second_build_does_nothing_and_says_so(built, folder):
     assert f"signing key {built[0]['signing_key']['keyid'][:16]} {folder / 'build' / 'keys'}" in done.stderr
     assert all(line.endswith(": cached") for line in steps), done.stderr
     assert written(folder) == before
+
+
+def test_what_a_build_ends_with_serves_it_and_asks_it(built, folder):
+    """The commands of docs/tutorials/train.md, which are those that the build prints last, with this recipe's names."""
+    *_, build, serve, ask = (line for line, _ in tutorials.lines(tutorials.page("train")))
+    terminal = tutorials.Terminal(folder.parent, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
+    printed = terminal.run(build.replace("my-task", folder.name))
+    to_serve, to_ask = (line.strip() for line in printed.splitlines()[-2:])
+    where = folder.name + "/build"
+    assert to_serve.replace(f"--build {where} ", "").replace(folder.name, "my-task") == serve
+    text = '"what time is it in tokyo"'
+    named = {"build/": f"{where}/", "minilm": "tiny", text: f"'{tiny_base.ROWS[0][0]}'", "my-task": "lamps"}
+    for mine, here in named.items():
+        assert mine in ask
+        ask = ask.replace(mine, here)
+    assert to_ask == ask
+    with terminal.meanwhile(to_serve, "[   stay]"):
+        answer = terminal.run(to_ask)
+    assert answer.split()[0] == tiny_base.ROWS[0][1], answer
 
 
 def written(folder):

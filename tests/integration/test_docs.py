@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import pages
-from tests.support.agents import LABELS, AgentProcess, echo_adapter_package, echo_package, running
+from tests.support.agents import LABELS, demo_device, running
 from tests.support.mosquitto import Mosquitto, find
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "mqtt.md").read_text(encoding="utf-8")
@@ -31,10 +31,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     for program in PROGRAMS[:2]:
         find(program)
     with Mosquitto(folder) as broker:
-        agent = AgentProcess(folder / "device", broker.port, device="demo")
-        base = echo_package(folder, name="minilm")
-        agent.install(base)
-        agent.install(echo_adapter_package(folder, base, "home-intents"))
+        agent = demo_device(folder / "device", broker.port)
         for program in PROGRAMS:
             (folder / program).write_text(f"-p {broker.port}\n")
         with running(agent):

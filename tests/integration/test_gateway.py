@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import signal
 import subprocess
 import sys
@@ -18,23 +17,26 @@ from typing import Any
 
 import pytest
 
-from tests.support import generators
+from tests.support import generators, pages
 from tests.support.agents import AgentProcess, echo_package, running
 from tests.support.mosquitto import Mosquitto
 from tests.support.needs import need
 
 HI: Any = [{"role": "user", "content": "Once upon a time"}]
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 TOKEN = "0123456789abcdef0123"
 LONG = {"max_tokens": 400, "temperature": 1.5, "seed": 7, "extra_body": {"grammar": "root ::= [a-z ] root"}}
 
 
 @pytest.fixture(scope="module")
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentProcess]:
-    """The generator `tiny` with the adapter `one`, one sequence, and the embedder `vectors`."""
+    """The generator `tiny-llama` with the adapter `home-commands`, one sequence, and the embedder `vectors`."""
     need("llama_cpp", "gguf", "starlette", "uvicorn", "openai", "httpx", "langchain_openai")
     folder = tmp_path_factory.mktemp("device")
     with Mosquitto(folder) as broker:
-        found = generators.installed(folder, broker, adapters=("one",), sequences=1)
+        found = generators.installed(
+            folder, broker, adapters=("home-commands",), device="demo", name="tiny-llama", sequences=1
+        )
         found.config.write_text(found.config.read_text().replace('["llamacpp"]', '["llamacpp", "echo"]'))
         found.install(echo_package(folder / "vectors", "vectors", kind="embed"))
         with running(found):
@@ -44,8 +46,15 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentProcess]:
 @contextmanager
 def gateway(agent: AgentProcess, *options: str) -> Iterator[str]:
     """The address of a gateway; it ends by SIGTERM as a service does."""
-    command = [sys.executable, "-m", "edge_agent", "gateway", "--config", str(agent.config), "--listen-port", "0"]
-    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as process:
+    with served("--config", str(agent.config), *options) as found:
+        yield found
+
+
+@contextmanager
+def served(*options: str) -> Iterator[str]:
+    """As `gateway`, with these options alone."""
+    command = [sys.executable, "-m", "edge_agent", "gateway", *options, "--listen-port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             line = process.stdout.readline()
@@ -71,28 +80,47 @@ def client(address: str) -> Iterator[Any]:
 
 
 def test_the_openai_package_chats_with_a_model_and_its_adapters(client: Any) -> None:
-    whole = client.chat.completions.create(model="tiny", messages=HI, max_tokens=12, seed=1)
+    whole = client.chat.completions.create(model="tiny-llama", messages=HI, max_tokens=12, seed=1)
     text = whole.choices[0].message.content
     assert whole.usage.completion_tokens <= 12
     assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
     assert whole.choices[0].finish_reason in {"stop", "length"}
     stream = client.chat.completions.create(
-        model="dev1/tiny", messages=HI, max_tokens=12, seed=1, stream=True, stream_options={"include_usage": True}
+        model="demo/tiny-llama", messages=HI, max_tokens=12, seed=1, stream=True, stream_options={"include_usage": True}
     )
     chunks = list(stream)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == text
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
-    adapted = client.chat.completions.create(model="tiny/one", messages=HI, max_tokens=12, seed=1, logprobs=True)
+    adapted = client.chat.completions.create(
+        model="tiny-llama/home-commands", messages=HI, max_tokens=12, seed=1, logprobs=True
+    )
     assert adapted.choices[0].logprobs.content
     assert adapted.choices[0].message.content != text
 
 
-def test_the_page_works_as_printed(address: str) -> None:
-    page = (Path(__file__).resolve().parents[2] / "docs" / "gateway.md").read_text(encoding="utf-8")
-    (program,) = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
-    here = program.replace("http://127.0.0.1:8089/v1", address).replace('model="tiny"', 'model="tiny", max_tokens=8')
+def test_the_page_works_as_printed(agent: AgentProcess) -> None:
+    page = (DOCS / "gateway.md").read_text(encoding="utf-8")
+    program, (command,) = printed(page)[0], pages.commands(page)
+    assert command.words[:2] == ("edge-agent", "gateway")
+    with served(*command.words[2:], "--port", str(agent.port)) as address:
+        here = program.replace("http://127.0.0.1:8089/v1", address)
+        done = subprocess.run([sys.executable, "-c", here], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip()
+
+
+def test_the_page_of_the_client_streams_as_printed(agent: AgentProcess) -> None:
+    """The page's other programs run in test_client."""
+    program = printed((DOCS / "client.md").read_text(encoding="utf-8"))[2]
+    here = program.replace('"localhost"', f'"127.0.0.1:{agent.port}"')
     done = subprocess.run([sys.executable, "-c", here], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip()
+
+
+def printed(page: str) -> list[str]:
+    """The Python programs of a page."""
+    return [body for language, body in pages.FENCE.findall(page) if language == "python"]
 
 
 def test_an_answer_follows_a_schema(client: Any) -> None:
@@ -103,7 +131,7 @@ def test_an_answer_follows_a_schema(client: Any) -> None:
         "additionalProperties": False,
     }
     form: Any = {"type": "json_schema", "json_schema": {"name": "switch", "schema": schema}}
-    found = client.chat.completions.create(model="tiny", messages=HI, response_format=form, max_tokens=100)
+    found = client.chat.completions.create(model="tiny-llama", messages=HI, response_format=form, max_tokens=100)
     assert isinstance(json.loads(found.choices[0].message.content)["on"], bool)
 
 
@@ -120,8 +148,8 @@ def test_the_openai_package_embeds(client: Any) -> None:
 
 def test_models_are_listed_as_they_are_asked(client: Any) -> None:
     listed = [model.id for model in client.models.list()]
-    assert sorted(listed) == ["tiny", "tiny/one", "vectors"]
-    assert client.models.retrieve("tiny/one").owned_by == "dev1"
+    assert sorted(listed) == ["tiny-llama", "tiny-llama/home-commands", "vectors"]
+    assert client.models.retrieve("tiny-llama/home-commands").owned_by == "demo"
 
 
 def test_refusals_of_the_device_are_errors_of_the_openai_package(client: Any) -> None:
@@ -130,31 +158,33 @@ def test_refusals_of_the_device_are_errors_of_the_openai_package(client: Any) ->
     with pytest.raises(openai.NotFoundError, match="no model 'typo'"):
         client.chat.completions.create(model="typo", messages=HI)
     with pytest.raises(openai.NotFoundError, match="no adapter 'typo'"):
-        list(client.chat.completions.create(model="tiny/typo", messages=HI, stream=True))
+        list(client.chat.completions.create(model="tiny-llama/typo", messages=HI, stream=True))
     with pytest.raises(openai.BadRequestError, match="json_schema") as schema:
         form: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}
-        client.chat.completions.create(model="tiny", messages=HI, response_format=form)
+        client.chat.completions.create(model="tiny-llama", messages=HI, response_format=form)
     assert schema.value.code == "invalid"
     with pytest.raises(openai.BadRequestError, match="takes text or texts") as form_error:
         client.chat.completions.create(model="vectors", messages=HI)
     assert form_error.value.code == "wrong-form"
     with pytest.raises(openai.BadRequestError, match="tools"):
         client.chat.completions.create(
-            model="tiny", messages=HI, tools=[{"type": "function", "function": {"name": "f"}}]
+            model="tiny-llama", messages=HI, tools=[{"type": "function", "function": {"name": "f"}}]
         )
     with pytest.raises(openai.InternalServerError) as late:
-        client.chat.completions.create(model="tiny", messages=HI, max_tokens=400, extra_body={"deadline_s": 0.001})
+        client.chat.completions.create(
+            model="tiny-llama", messages=HI, max_tokens=400, extra_body={"deadline_s": 0.001}
+        )
     assert late.value.status_code in {503, 504}
 
 
 def test_a_stream_that_is_left_frees_the_models_only_sequence(client: Any) -> None:
-    stream = client.chat.completions.create(model="tiny", messages=HI, stream=True, **LONG)
+    stream = client.chat.completions.create(model="tiny-llama", messages=HI, stream=True, **LONG)
     for chunk in stream:
         if chunk.choices[0].delta.content:
             break
     stream.close()
     began_s = time.monotonic()
-    found = client.chat.completions.create(model="tiny", messages=HI, max_tokens=1)
+    found = client.chat.completions.create(model="tiny-llama", messages=HI, max_tokens=1)
     assert found.choices[0].message.content is not None
     print(f"\nanswered {time.monotonic() - began_s:.2f} s after the stream was left")
 
@@ -165,7 +195,7 @@ def test_langchain_chats(address: str) -> None:
 
     with httpx.Client() as http:
         same: Any = {"base_url": address, "api_key": "x", "http_client": http}
-        chat = ChatOpenAI(model="tiny", max_tokens=8, seed=1, temperature=0, **same)  # type: ignore[call-arg]
+        chat = ChatOpenAI(model="tiny-llama", max_tokens=8, seed=1, temperature=0, **same)  # type: ignore[call-arg]
         whole = chat.invoke("Once upon a time").content
         assert "".join(str(part.content) for part in chat.stream("Once upon a time")) == whole
         vectors = OpenAIEmbeddings(model="vectors", check_embedding_ctx_length=False, **same)
@@ -183,10 +213,12 @@ def test_it_serves_a_whole_broker_behind_a_token(agent: AgentProcess, tmp_path: 
             until_s = time.monotonic() + 10
             while not (listed := [model.id for model in client.models.list()]) and time.monotonic() < until_s:
                 time.sleep(0.05)
-            assert "dev1/tiny/one" in listed
-            assert client.chat.completions.create(model="dev1/tiny/one", messages=HI, max_tokens=2).choices
+            assert "demo/tiny-llama/home-commands" in listed
+            assert client.chat.completions.create(
+                model="demo/tiny-llama/home-commands", messages=HI, max_tokens=2
+            ).choices
             with pytest.raises(openai.InternalServerError, match="nobody listens"):
-                client.chat.completions.create(model="nobody/tiny", messages=HI, max_tokens=2)
+                client.chat.completions.create(model="nobody/tiny-llama", messages=HI, max_tokens=2)
         with pytest.raises(urllib.error.HTTPError) as denied:
             urllib.request.urlopen(f"{here}/models")
         with denied.value:

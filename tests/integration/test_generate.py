@@ -183,13 +183,19 @@ def test_a_second_build_does_nothing_and_the_bases_own_shares_its_steps(folder, 
     told = ("base:", "warning:", "method:", "signing key ")
     steps = [line for line in done.stderr.splitlines() if not line.startswith(told)]
     assert steps and all(line.endswith(": cached") for line in steps), done.stderr
-    near = forge("build", "commands", "--build", "build", "--json", cwd=folder)
+    near = forge("build", "commands", "--build", "build", cwd=folder)
     assert near.returncode == 0, near.stderr
+    serve, ask = (line.strip() for line in near.stdout.splitlines()[-2:])
+    assert serve == "edge-agent demo --recipe commands --stay"
+    question = f"--chat --stream '{ROWS[0]['prompt']}'"
+    assert ask == f"edge-agent infer --config build/demo/edge-agent.toml tiny {question} --adapter commands"
     assert not list((folder / "build" / "packages").glob(".*")), "placing the same file again leaves nothing"
-    own = forge("build", folder / "base", "--build", folder / "build", "--json")
+    own = forge("build", folder / "base", "--build", folder / "build")
     assert own.returncode == 0, own.stderr
     assert "train: cached" in own.stderr
-    assert [Path(path).name.startswith("tiny-") for path in json.loads(own.stdout)["packages"]] == [True]
+    shipped = [line for line in own.stdout.splitlines() if ".tar " in line]
+    assert len(shipped) == 1 and "/packages/tiny-" in shipped[0]
+    assert " tiny --prompt --stream 'The " in own.stdout.splitlines()[-1]
 
 
 def test_a_conversion_beyond_its_tolerance_fails(folder, built):

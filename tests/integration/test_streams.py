@@ -560,11 +560,7 @@ def test_a_client_that_reads_no_further_withdraws_its_request(lone: AgentProcess
 
 
 def test_the_client_librarys_stream_ends_with_the_whole_answer(agent: AgentProcess) -> None:
-    """The program of docs/client.md, with the client around it that the page names before."""
-    page = (Path(__file__).resolve().parents[2] / "docs" / "client.md").read_text(encoding="utf-8")
-    program = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)[2]
     with Client(agent.broker.options(""), agent.device) as edge:  # type: ignore[attr-defined]
-        exec(program, {"edge": edge})
         parts = list(edge.stream("tiny", "Once upon a time", max_tokens=12, seed=3))
         answer = parts[-1].answer
         assert answer is not None

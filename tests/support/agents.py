@@ -18,6 +18,8 @@ from edge_agent.app.packages import install
 from edge_agent.backends.api import AdapterSource as Attached
 from edge_agent.backends.api import Done, Limits, SessionJob
 from edge_agent.backends.echo import EchoBackend
+from edge_agent.demo import show
+from edge_agent.demo.device import DEVICE
 from edge_forge.package.build import base_descriptor, build
 from edge_forge.package.sources import AdapterPackageSource, ModelSource, VariantSource
 from tests.support.packages import BASE_ID, TEXTS, keys, onnx_bytes, release, safetensors_bytes
@@ -113,6 +115,23 @@ def echo_adapter_package(
     return build(
         folder / f"{name}-{counter}.tar", release(name, counter), None, [adapter], subject, [keys().release_key]
     ).path
+
+
+def demo_device(folder: Path, port: int, quick: bool = False) -> AgentProcess:
+    """A device, not started yet, with the names of the demo's: what the pages' examples ask runs against it as it
+    stands. Its bases answer embeddings without an adapter, as those of `edge-forge build` do. `quick`: also what
+    `edge-agent demo --quick` serves."""
+    found = AgentProcess(folder, port, device=DEVICE)
+    for act in (show.LORA[0], *([show.QUICK] if quick else [])):
+        for package in demo_packages(folder / act.base, act).values():
+            found.install(package)
+    return found
+
+
+def demo_packages(folder: Path, act: show.Act = show.LORA[0]) -> dict[str, Path]:
+    """Packages of the names that an act of the demo builds: `base` and `adapter`."""
+    base = echo_package(folder, act.base, kind="embed")
+    return {"base": base, "adapter": echo_adapter_package(folder, base, act.adapter)}
 
 
 @dataclass

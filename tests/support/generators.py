@@ -92,14 +92,16 @@ def installed(
     broker: Mosquitto,
     shape: tiny_gguf.Shape = tiny_gguf.TINY,
     adapters: Sequence[str] = ("one", "two"),
+    device: str = "dev1",
+    name: str = "tiny",
     **options: object,
 ) -> AgentProcess:
     """An agent, not started yet, that serves `base_package` and these adapters of it, one thread each."""
-    agent = AgentProcess(folder / "device", broker.port, backends=("llamacpp",))
+    agent = AgentProcess(folder / "device", broker.port, device, backends=("llamacpp",))
     text = agent.config.read_text().replace("[worker]\n", "[worker]\nthreads = 1\n") + "[stream]\nflush_ms = 20\n"
     agent.config.write_text(text)
-    base = base_package(folder, shape=shape, **options)
+    base = base_package(folder, name, shape=shape, **options)
     agent.install(base)
-    for seed, name in enumerate(adapters, start=1):
-        agent.install(adapter_package(folder, base, name, seed, shape=shape))
+    for seed, adapter in enumerate(adapters, start=1):
+        agent.install(adapter_package(folder, base, adapter, seed, shape=shape))
     return agent

@@ -24,7 +24,7 @@ from edge_forge.kinds.api import Figures, Kind, RecipePlan
 from edge_forge.plan.cache import Cache, write_json
 from edge_forge.progress import Progress, size
 from edge_forge.recipe import schema
-from edge_forge.report import blocks, diagnosis_report, forgetting_report
+from edge_forge.report import blocks, diagnosis_report, first_request, forgetting_report
 from edge_forge.sweep import space as spaces
 from edge_forge.train.methods import METHODS
 from edge_forge.train.settings import NAMES
@@ -144,6 +144,12 @@ def build(arguments: argparse.Namespace) -> int:
     print(
         "install     edge-agent install PACKAGE, on the device or with --config (the base's first, then the adapter's)"
     )
+    if not arguments.overlay:  # the demo builds a recipe as it stands
+        print(f"\nTo serve it here until Ctrl-C, and to ask it from another terminal:\n"
+              f"  {first_request.serve_line(list(dict.fromkeys(arguments.recipe)), cache.root)}")  # fmt: skip
+        for found in made:
+            question = found.opened.kind.question(found.opened.plan.training.data)
+            print(f"  {first_request.ask_line(cache.root, found.figures['packages'], question)}")
     return 0
 
 

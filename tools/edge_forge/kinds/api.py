@@ -65,6 +65,10 @@ class TrainingPart(Protocol):
         """The runner of the steps."""
 
     @property
+    def data(self) -> Any:
+        """The checked rows of each split, of the kind's own class."""
+
+    @property
     def data_step(self) -> StepResult:
         """The checked rows."""
 
@@ -160,6 +164,8 @@ class Kind:
     score: Score
     family: str
     """What its bases are: tasks of one family may be trained one after another on one base."""
+    question: Callable[[Any], Sequence[str]]
+    """(`TrainingPart.data`) -> a question out of the measured rows, as words behind the model of `edge-agent infer`."""
     side_by_side: Callable[[Mapping[str, Any], Mapping[str, Figures]], Mapping[str, Figures]]
     """(plans by run, figures by run) -> the figures with what only all runs together tell: speeds that were measured in
     turns over all of them, and how runs differ row by row."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from edge_agent.base.texts import parts_of
+from edge_forge.data.classifier_rows import ClassifierData
 from edge_forge.kinds.api import Kind, RecipeParts, ReportParts, Score
 from edge_forge.plan.classifier_plan import ClassifierPlan, timed_in_turns
 from edge_forge.recipe import classifier_recipe
-from edge_forge.report import classifier_report
+from edge_forge.report import classifier_report, first_request
 from edge_forge.train.settings import TrainSettings
 
 
@@ -18,6 +20,12 @@ def _standard_error(entry: Mapping[str, float], rows: int) -> float:
     count = rows + 4
     share = (entry["validation_accuracy"] * rows + 2) / count
     return math.sqrt(share * (1.0 - share) / count)
+
+
+def _question(data: ClassifierData) -> tuple[str, ...]:
+    """A text, or a pair."""
+    first, *second = first_request.shown(parts_of(row.text) for row in data.measured[1]) or ("some text",)
+    return (first, *(word for text in second for word in ("--pair", text)))
 
 
 KIND = Kind(
@@ -41,5 +49,6 @@ KIND = Kind(
     ),
     Score("validation_macro_f1", "macro-F1", True, "train", _standard_error),
     "encoder",
+    _question,
     timed_in_turns,
 )
