@@ -84,7 +84,12 @@ class LazyFolder:
         lines += ["[cache]", "apply_eviction=false", "[cache.simple]", 'custom_size="32mb"', "blocks_per_page=1"]
         lines += ["[filesystem]", "log_all_operations=true", f'logfile="{self._log}"']
         if cut is not None and cut.operation != "unlink":
-            lines += ["[[injection]]", 'type="clear"', f'op="{cut.operation}"', f'from="{self._backing / cut.path}"']
+            lines += [
+                "[[injection]]",
+                'type="clear-cache"',
+                f'op="{cut.operation}"',
+                f'from="{self._backing / cut.path}"',
+            ]
             lines += [f'to="{self._backing / cut.to}"'] if cut.to else []
             lines += ['timing="after"', f"occurrence={cut.nth}", "crash=true"]
         return "\n".join(lines) + "\n"

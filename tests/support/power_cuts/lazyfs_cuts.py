@@ -33,6 +33,7 @@ from edge_agent.store.inbox_packages import package_digest
 from tests.support.agents import AgentProcess, echo_package
 from tests.support.desk import Desk, desk
 from tests.support.mosquitto import Mosquitto
+from tests.support.mqtt import until
 from tests.support.power_cuts.lazyfs import Cut, LazyFolder, kill_tree
 from tests.support.power_cuts.spool_scenario import ACKED, KEPT, check_events
 from tests.support.power_cuts.state_files_scenario import check_files
@@ -87,6 +88,13 @@ class Life:
     def backing(self) -> Path:
         """The state folder as the disk under LazyFS holds it."""
         return self.agent.folder / "backing"
+
+    async def power_on(self) -> None:
+        """Start the daemon, and wait until it hears. Raises AssertionError."""
+        seen = len(self.table.bodies("status"))
+        self.agent.start()
+        await until(lambda: self.disk.dead or len(self.table.bodies("status")) > seen)
+        assert not self.disk.dead, "the power went before the order"
 
     def tell(self) -> Callable[[], bool | None]:
         """Send the order; what is returned says whether it was answered as done, or refused, or None: not yet."""
@@ -174,7 +182,7 @@ class Lives:
     async def record(self) -> None:
         """Carry the order out, and keep which operations that took. Raises AssertionError."""
         async with self._life(None) as life:
-            life.agent.start()
+            await life.power_on()
             started = len(life.disk.operations())
             begun_s = time.monotonic()
             done = life.tell()
@@ -192,7 +200,7 @@ class Lives:
         async with self._life(cut if isinstance(cut, Cut) else None) as life:
             done: Callable[[], bool | None] = lambda: None  # noqa: E731 - the daemon may end before it is told anything
             with contextlib.suppress(AssertionError):
-                life.agent.start()
+                await life.power_on()
                 done = life.tell()
                 await life.until_done(done, DONE_S if isinstance(cut, Cut) else cut.after_s)
             life.power_off(drop=True)
@@ -219,7 +227,7 @@ class Lives:
     async def _again(self, life: Life, seen: View, where: str) -> None:
         """Power on: the daemon answers a request, and the order is carried out if it was not."""
         life.disk.mount()
-        life.agent.start()
+        await life.power_on()
         wanted = 200 if seen[0] else 404
         answer = await life.table.ask(next(life.asked), {"text": "x"})
         # A desired state is worked on at once, so that there may be a model before the answer.
@@ -273,6 +281,7 @@ def cut_program(lazyfs: Path, folder: Path, program: Program, cut: Cut | None) -
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DONE_S)
         assert disk.dead or done.returncode == 0, f"{program.name}: {done.stderr}"
         operations = disk.operations()
+        assert disk.dead or cut is None, f"{program.name}, {cut}: LazyFS did not end"
         if not disk.dead:
             disk.drop()
     finally:
@@ -303,7 +312,7 @@ async def _orders(lazyfs: Path, folder: Path, options: argparse.Namespace, tally
     packages = {counter: echo_package(folder / "packages", counter=counter) for counter in (1, 2)}
     with Mosquitto(folder) as broker:
         for number, order in enumerate(ORDERS):
-            lives = Lives(lazyfs, folder / str(number), broker, order, packages)
+            lives = await asyncio.to_thread(Lives, lazyfs, folder / str(number), broker, order, packages)
             await lives.record()
             draw = random.Random(f"{options.seed} {order.name}")
             cuts: list[Cut | Moment] = list(lives.operations)

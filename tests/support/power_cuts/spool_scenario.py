@@ -30,6 +30,7 @@ def live(folder: Path) -> None:
     spool = Spool(folder, max_events=EVENTS, sync_always=True)
     for number in range(12):
         spool.append(Outbound("t", b"%d" % number, qos=1))
+        folder.stat()  # the spool goes on in memory where the disk is gone; this program ends
         os.write(1, f"{KEPT} {number}\n".encode())
         if number % 3 == 2:
             for _ in range(2):
