@@ -17,6 +17,7 @@ import contextlib
 import itertools
 import json
 import logging
+import os
 import random
 import shutil
 import subprocess
@@ -38,6 +39,7 @@ from tests.support.power_cuts.lazyfs import Cut, LazyFolder, kill_tree
 from tests.support.power_cuts.spool_scenario import ACKED, KEPT, check_events
 from tests.support.power_cuts.state_files_scenario import check_files
 from tests.support.power_cuts.store_scenarios import View, opened, view
+from tests.support.store_child import ROOT
 
 PROGRAM = Path("lazyfs/build/lazyfs")
 DONE_S = 60.0
@@ -269,7 +271,22 @@ PROGRAMS = (
 )
 
 
-def cut_program(lazyfs: Path, folder: Path, program: Program, cut: Cut | None) -> list[Cut]:
+NO_SYNC = "import os\nos.fsync = lambda descriptor: None\n"
+
+
+def _try_the_check(lazyfs: Path, folder: Path) -> None:
+    """A program that does not sync must be found, or LazyFS drops nothing here. Raises AssertionError."""
+    (folder / "no-sync").mkdir()
+    (folder / "no-sync" / "sitecustomize.py").write_text(NO_SYNC)
+    for program in PROGRAMS:
+        try:
+            cut_program(lazyfs, folder / "program", program, None, PYTHONPATH=str(folder / "no-sync"))
+        except AssertionError:
+            continue
+        raise AssertionError(f"{program.name}: nothing is lost without fsync: this LazyFS drops nothing")
+
+
+def cut_program(lazyfs: Path, folder: Path, program: Program, cut: Cut | None, **environment: str) -> list[Cut]:
     """Run it on LazyFS, off after `cut` (None: at its end), and check what is left. Returns the operations."""
     shutil.rmtree(folder, ignore_errors=True)
     backing = folder / "backing"
@@ -278,7 +295,8 @@ def cut_program(lazyfs: Path, folder: Path, program: Program, cut: Cut | None) -
     try:
         disk.mount(cut)
         command = [sys.executable, "-m", f"tests.support.power_cuts.{program.module}", str(place)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DONE_S)
+        env = {**os.environ, **environment}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DONE_S, cwd=ROOT, env=env)
         assert disk.dead or done.returncode == 0, f"{program.name}: {done.stderr}"
         operations = disk.operations()
         assert disk.dead or cut is None, f"{program.name}, {cut}: LazyFS did not end"
@@ -342,10 +360,11 @@ def main() -> int:
     lazyfs = options.lazyfs.resolve()
     if not (lazyfs / PROGRAM).exists():
         parser.error(f"{lazyfs / PROGRAM} is not there: build LazyFS as its README.md says, and give its folder")
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     tally, began_s = Tally(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="lazyfs-cuts-") as name:
         folder = Path(name)
+        _try_the_check(lazyfs, folder)
         for program in PROGRAMS:
             operations = cut_program(lazyfs, folder / "program", program, None)
             for cut in operations:
