@@ -198,13 +198,14 @@ powercut: setup
 	@if [ -n "$(LAZYFS)" ]; then $(MAKE) --no-print-directory powercut-lazyfs; else \
 	  echo "NOT RUN: the same on LazyFS. Build github.com/dsrhaslab/lazyfs and give its folder: make powercut LAZYFS=DIR"; fi
 
-# Real daemons on LazyFS, which drops what was not synced (as root, with /dev/fuse and mosquitto). CUTS="--points 20 --moments 10 --seed 0"
+# Real daemons on LazyFS, which drops what was not synced (as root, with /dev/fuse and mosquitto). POINTS=0: after every operation.
 LAZYFS ?=
-CUTS ?=
+POINTS ?= 0
+MOMENTS ?= 10
 .PHONY: powercut-lazyfs
 powercut-lazyfs: setup
 	@test -n "$(LAZYFS)" || { echo "name the folder of a built clone of LazyFS: make powercut-lazyfs LAZYFS=DIR"; exit 1; }
-	@$(BIN)/python -m tests.support.power_cuts.lazyfs_cuts "$(LAZYFS)" $(CUTS)
+	@$(BIN)/python -m tests.support.power_cuts.lazyfs_cuts "$(LAZYFS)" --points $(POINTS) --moments $(MOMENTS) --seed $(SEED)
 
 # Both to the end, whatever the other finds.
 nightly: setup

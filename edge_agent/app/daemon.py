@@ -194,8 +194,7 @@ def build(
     intake = Intake(context, intake_options, manager, server, events, commands)
     keepers = StateKeeper(context, hold, library, trouble), CodeWatch(context, hold.code, code_stamp)
     trials = TrialWatch(context, library, manager, host, store, TrialFile(state_dir), responder)
-    background: list[Background] = [guard, canary, trials, desired, *others, *keepers]
-    return Agent(context, manager, server, intake, governor_loop, reporter, background)
+    return Agent(context, manager, server, intake, governor_loop, reporter, [guard, canary, trials, *others, *keepers])
 
 
 class DownloadKeeper:
@@ -232,11 +231,10 @@ def _desired(
     inbox = InboxSource(settings.store.inbox_path, settings.store.sticks_dir)
     storage = DesiredFile(settings.store.state_dir)
     keeper = DesiredKeeper(context, library.packages, store, inbox, storage, publisher.reported)
-    downloads = DownloadKeeper(settings.store.state_dir / DOWNLOADS)
-    every_s = settings.store.scrub_s
-    if not every_s:
-        return keeper, [downloads]
-    return keeper, [downloads, StoreScrub(context, library, manager, store, inbox, keeper.urls, every_s)]
+    work: list[Background] = [keeper, DownloadKeeper(settings.store.state_dir / DOWNLOADS)]
+    if settings.store.scrub_s:
+        work.append(StoreScrub(context, library, manager, store, inbox, keeper.urls, settings.store.scrub_s))
+    return keeper, work
 
 
 def _transport(settings: Settings, topics: Topics, will: Outbound) -> MqttTransport:
