@@ -36,7 +36,8 @@ help:
 	@echo "             (a fiftieth of a second each)"
 	@echo "make fleet-figures FLEET=200   a good and a bad release over simulated devices on one mosquitto (a minute)"
 	@echo "make storm   good clients beside hostile ones on a real broker, for ten minutes; prints the table"
-	@echo "make powercut   power cuts and errors of the disk at every operation of store and spool (needs strace; not timed whole)"
+	@echo "make powercut   power cuts and errors of the disk at every operation of store and spool (needs strace; not timed whole);"
+	@echo "             LAZYFS=DIR: the same with real daemons on a built clone of LazyFS (as root, with /dev/fuse; minutes)"
 	@echo "make nightly  the same as simulate, with 10,000 seeds, going on after a failing one, and the fuzzer for ten minutes"
 	@echo "             (about forty minutes)"
 	@echo "make fuzz FUZZ_SECONDS=600 TARGETS=\"onnx gguf\"   inputs on which parsers fail, by coverage (all targets: none named)"
@@ -195,6 +196,17 @@ fleet-figures: setup
 .PHONY: powercut
 powercut: setup
 	@$(BIN)/python -m tests.support.power_cuts
+	@if [ -n "$(LAZYFS)" ]; then $(MAKE) --no-print-directory powercut-lazyfs; else \
+	  echo "NOT RUN: the same on LazyFS. Build github.com/dsrhaslab/lazyfs and give its folder: make powercut LAZYFS=DIR"; fi
+
+# Real daemons on LazyFS, which drops what was not synced (as root, with /dev/fuse and mosquitto). POINTS=0: after every operation.
+LAZYFS ?=
+POINTS ?= 0
+MOMENTS ?= 10
+.PHONY: powercut-lazyfs
+powercut-lazyfs: setup
+	@test -n "$(LAZYFS)" || { echo "name the folder of a built clone of LazyFS: make powercut-lazyfs LAZYFS=DIR"; exit 1; }
+	@$(BIN)/python -m tests.support.power_cuts.lazyfs_cuts "$(LAZYFS)" --points $(POINTS) --moments $(MOMENTS) --seed $(SEED)
 
 # Both to the end, whatever the other finds.
 nightly: setup

@@ -1,4 +1,5 @@
-"""Reads every file of the store once a week, and has what is damaged written anew: flash loses bits with the years.
+"""Reads every file of the store, once a week if not set otherwise, and has what is damaged written anew: flash loses
+bits with the years.
 
 A file that is not what its digest says is healed by an install of the package that it came from, wherever that lies:
 the incoming folder, a stick, a URL that the desired state names for it. Of a package only what is damaged is written.
@@ -23,8 +24,8 @@ from edge_agent.base.causes import Cause
 from edge_agent.base.errors import EdgeError, StoreError
 
 log = logging.getLogger("edge_agent")
-FIRST_S, EVERY_S = 3600.0, 7 * 86400.0
-"""After the start, when the board has settled; and from one look to the next."""
+FIRST_S = 3600.0
+"""After the start, when the board has settled; sooner where looks follow each other faster (`store.scrub_s`)."""
 PAUSE_S = 0.05
 """After each MiB that was read: 20 MiB a second at most, so that the card and a core are left to the models."""
 BUSY_TRIES, BUSY_S = 20, 30.0
@@ -76,21 +77,23 @@ class StoreScrub:
         operator: Operator,
         source: PackageSource,
         urls: Callable[[str], Collection[str]],
+        every_s: float,
     ) -> None:
-        """`urls`: where the desired state says that a package can be fetched."""
+        """`urls`: where the desired state says that a package can be fetched. `every_s` > 0 lies between two looks."""
         self._context = context
         self._store = store
         self._manager = manager
         self._operator = operator
         self._source = source
         self._urls = urls
+        self._every_s = every_s
 
     async def run(self) -> None:
-        """Look after an hour and every week, until cancelled."""
-        await asyncio.sleep(FIRST_S)
+        """Look after an hour at most, then every `every_s`, until cancelled."""
+        await asyncio.sleep(min(FIRST_S, self._every_s))
         while True:
             await self.look()
-            await asyncio.sleep(EVERY_S)
+            await asyncio.sleep(self._every_s)
 
     async def look(self) -> None:
         """Read everything; heal what can be healed, and report the rest."""

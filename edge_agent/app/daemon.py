@@ -29,7 +29,7 @@ from edge_agent.agent.device_reporter import DeviceReporter, Publisher
 from edge_agent.agent.governor_loop import GovernorLoop
 from edge_agent.agent.host_monitor import Budget, HostMonitor
 from edge_agent.agent.intake import Intake, IntakeOptions
-from edge_agent.agent.loop import Agent
+from edge_agent.agent.loop import Agent, Background
 from edge_agent.agent.memory_accounting import MemoryAccounting
 from edge_agent.agent.memory_guard import MemoryGuard
 from edge_agent.agent.model_manager import ModelManager
@@ -189,12 +189,12 @@ def build(
 
     store = StoreProcess(config, settings.store.inbox_path)
     commands = Commands(context, manager, store, lambda: builder.diagnosis(manager.served_models, host.readings))
-    desired = _desired(settings, context, library, store, publisher, manager)
-    intake_options = IntakeOptions(settings.limits.queue_jobs, wiring.bounds(settings), desired[0])
+    desired, others = _desired(settings, context, library, store, publisher, manager)
+    intake_options = IntakeOptions(settings.limits.queue_jobs, wiring.bounds(settings), desired)
     intake = Intake(context, intake_options, manager, server, events, commands)
     keepers = StateKeeper(context, hold, library, trouble), CodeWatch(context, hold.code, code_stamp)
     trials = TrialWatch(context, library, manager, host, store, TrialFile(state_dir), responder)
-    return Agent(context, manager, server, intake, governor_loop, reporter, [guard, canary, trials, *desired, *keepers])
+    return Agent(context, manager, server, intake, governor_loop, reporter, [guard, canary, trials, *others, *keepers])
 
 
 class DownloadKeeper:
@@ -227,12 +227,14 @@ def _desired(
     store: StoreProcess,
     publisher: Publisher,
     manager: ModelManager,
-) -> tuple[DesiredKeeper, DownloadKeeper, StoreScrub]:
+) -> tuple[DesiredKeeper, list[Background]]:
     inbox = InboxSource(settings.store.inbox_path, settings.store.sticks_dir)
     storage = DesiredFile(settings.store.state_dir)
     keeper = DesiredKeeper(context, library.packages, store, inbox, storage, publisher.reported)
-    scrub = StoreScrub(context, library, manager, store, inbox, keeper.urls)
-    return keeper, DownloadKeeper(settings.store.state_dir / DOWNLOADS), scrub
+    work: list[Background] = [keeper, DownloadKeeper(settings.store.state_dir / DOWNLOADS)]
+    if settings.store.scrub_s:
+        work.append(StoreScrub(context, library, manager, store, inbox, keeper.urls, settings.store.scrub_s))
+    return keeper, work
 
 
 def _transport(settings: Settings, topics: Topics, will: Outbound) -> MqttTransport:

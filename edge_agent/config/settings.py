@@ -127,6 +127,10 @@ class StoreSettings:
     """OCI registries (HOST or HOST:PORT) that are asked by http, without TLS: mirrors inside a network of one's own.
     All others are asked by https. Signatures protect packages either way; passwords they do not."""
 
+    scrub_s: Annotated[int, Between(0, 366 * 86400)] = 7 * 86400
+    """Seconds from one reading of every stored file to the next, to find those that have lost bits. The first one is an
+    hour after the start, or after this time where it is shorter. 0: the files are not read."""
+
     @property
     def inbox_path(self) -> Path:
         """The folder from which packages may be installed by name."""

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -35,9 +36,10 @@ _REMEDIES = {
 
 
 def free_bytes(folder: Path) -> int:
-    """Bytes that an unprivileged process may still write on the folder's file system."""
+    """Bytes that an unprivileged process may still write on the folder's file system; `sys.maxsize` where it says no
+    size, as some file systems in user space do: a full one tells by ENOSPC."""
     found = os.statvfs(folder)
-    return found.f_bavail * found.f_frsize
+    return found.f_bavail * found.f_frsize if found.f_blocks else sys.maxsize
 
 
 def sync_folder(folder: Path) -> None:

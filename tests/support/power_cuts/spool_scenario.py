@@ -30,6 +30,7 @@ def live(folder: Path) -> None:
     spool = Spool(folder, max_events=EVENTS, sync_always=True)
     for number in range(12):
         spool.append(Outbound("t", b"%d" % number, qos=1))
+        folder.stat()  # the spool goes on in memory where the disk is gone; this program ends
         os.write(1, f"{KEPT} {number}\n".encode())
         if number % 3 == 2:
             for _ in range(2):
@@ -64,16 +65,21 @@ class RecordedSpool:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         state.lay_out(folder)
-        spool = Spool(folder / "state" / "events", max_events=EVENTS)
-        numbers = []
-        while (found := spool.oldest()) is not None:
-            numbers.append(int(found[1].payload))
-            spool.pop(found[0])
-        spool.close()
         promised = set(self._said(KEPT, state.cut)) - set(self._said(ACKED, state.cut))
-        where = f"cut after {state.cut} of {self.found.length}, lost {state.lost} {state.torn}: {numbers}"
-        assert numbers == sorted(set(numbers)), f"{where} are not in order, each once"
-        assert promised <= set(numbers), f"{where} lacks {sorted(promised - set(numbers))}"
+        where = f"cut after {state.cut} of {self.found.length}, lost {state.lost} {state.torn}"
+        check_events(folder / "state" / "events", promised, where)
+
+
+def check_events(folder: Path, promised: set[int], where: str) -> None:
+    """Open the spool: events in order, each once, and those that were promised. Raises AssertionError."""
+    spool = Spool(folder, max_events=EVENTS)
+    numbers = []
+    while (found := spool.oldest()) is not None:
+        numbers.append(int(found[1].payload))
+        spool.pop(found[0])
+    spool.close()
+    assert numbers == sorted(set(numbers)), f"{where}: {numbers} are not in order, each once"
+    assert promised <= set(numbers), f"{where}: {numbers} lacks {sorted(promised - set(numbers))}"
 
 
 def record_spool(folder: Path) -> RecordedSpool:

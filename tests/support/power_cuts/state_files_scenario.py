@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,17 +65,22 @@ class RecordedFiles:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         state.lay_out(folder)
-        top = folder / "state"
-        desired, trials, samples = DesiredFile(top).read(), TrialFile(top).read(), TrialFile(top).read_samples()
-        found = {
-            "desired": 0 if desired is None else desired.version,
-            "trials": trials["m"].version if trials else 0,
-            "samples": samples["m"].version if samples else 0,
-        }
-        for what, version in found.items():
-            promised = self._promised(what, state.cut)
-            where = f"{what}, cut after {state.cut} of {self.found.length}, lost {state.lost} {state.torn}"
-            assert version in (promised, promised + 1), f"{where}: version {version}, {promised} was saved"
+        promised = {what: self._promised(what, state.cut) for what in ("desired", "trials", "samples")}
+        where = f"cut after {state.cut} of {self.found.length}, lost {state.lost} {state.torn}"
+        check_files(folder / "state", promised, where)
+
+
+def check_files(top: Path, promised: Mapping[str, int], where: str) -> None:
+    """Read the files: of each the version that was saved last, or the next one. Raises AssertionError."""
+    desired, trials, samples = DesiredFile(top).read(), TrialFile(top).read(), TrialFile(top).read_samples()
+    found = {
+        "desired": 0 if desired is None else desired.version,
+        "trials": trials["m"].version if trials else 0,
+        "samples": samples["m"].version if samples else 0,
+    }
+    for what, version in found.items():
+        saved = promised[what]
+        assert version in (saved, saved + 1), f"{what}, {where}: version {version}, {saved} was saved"
 
 
 def record_files(folder: Path) -> RecordedFiles:

@@ -86,8 +86,8 @@ class Places:
         return {}
 
 
-def scrub(device: Device, places: Any, *urls: str) -> StoreScrub:
-    return StoreScrub(device.context, places.store, device.manager, places, places, lambda _package: urls)
+def scrub(device: Device, places: Any, *urls: str, every_s: float = 7 * 86400.0) -> StoreScrub:
+    return StoreScrub(device.context, places.store, device.manager, places, places, lambda _package: urls, every_s)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +154,25 @@ def test_another_change_of_the_store_is_waited_for_and_the_first_look_is_after_a
         assert places.calls == []
         await later(3 * BUSY_S)
         assert len(places.calls) == 3 and places.store.damage == ()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    Device.run(scenario, a_model())
+
+
+@pytest.mark.parametrize(("every_s", "first_s"), [(FIRST_S / 4, FIRST_S / 4), (FIRST_S * 2, FIRST_S)])
+def test_the_first_look_is_no_later_than_the_interval(every_s: float, first_s: float) -> None:
+    async def scenario(device: Device) -> None:
+        places = Places(Store())
+        task = asyncio.create_task(scrub(device, places, every_s=every_s).run())
+        await later(first_s - 1.0)
+        assert places.store.looks == 0
+        await later(2.0)
+        assert places.store.looks == 1
+        await later(every_s - 3.0)
+        assert places.store.looks == 1
+        await later(3.0)
+        assert places.store.looks == 2
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 

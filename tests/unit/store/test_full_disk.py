@@ -13,7 +13,7 @@ from edge_agent.base.clock import ManualClock
 from edge_agent.base.errors import StoreError
 from edge_agent.store import state_file
 from edge_agent.store.announced_state import AnnouncedFile
-from edge_agent.store.disk import replace_file
+from edge_agent.store.disk import free_bytes, replace_file
 from edge_agent.store.install_plan import InstallContext
 from edge_agent.store.model_store import ModelStore
 from tests.support import packages as tiny
@@ -92,3 +92,13 @@ def test_the_announced_state_survives_and_a_damaged_one_is_none(store: ModelStor
     assert kept.read() == store.installed()
     (tmp_path / "announced.json").write_bytes(b"\xff{")
     assert kept.read() is None
+
+
+def test_a_file_system_that_says_no_size_is_not_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FUSE without `statfs` answers zeros; the install would be refused for want of room."""
+    real = os.statvfs(tmp_path)
+    assert free_bytes(tmp_path) <= real.f_blocks * real.f_frsize
+    monkeypatch.setattr(os, "statvfs", lambda _path: os.statvfs_result((512, 0, 0, 0, 0, 0, 0, 0, 0, 255)))
+    assert free_bytes(tmp_path) > 1 << 50
+    monkeypatch.setattr(os, "statvfs", lambda _path: os.statvfs_result((512, 512, 9, 0, 0, 0, 0, 0, 0, 255)))
+    assert free_bytes(tmp_path) == 0
