@@ -320,6 +320,7 @@ def main(arguments: list[str]) -> int:
             print(example)
     if options.out is not None:
         figures = {name: {key: vars(one) for key, one in tallies.items()} for name, tallies in found.items()}
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(figures, indent=1) + "\n")
     totals = [_sum(list(tallies.values())) for tallies in found.values()]
     return int(any(one.wrong or one.walks_wrong or one.walks_stuck for one in totals))
