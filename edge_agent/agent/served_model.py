@@ -345,6 +345,8 @@ class ServedModel:
             leaving = name if name in worker.attached else next(unused, None)
             if leaving is None or leaving in used:
                 why = f"adapter {name!r} cannot be exchanged while its requests run"
+                if leaving is None:
+                    why = f"adapter {name!r} cannot be attached while requests of all others run"
                 raise InUse(503, Cause.UNAVAILABLE, why, IN_USE_S)
             await worker.detach(leaving)
         await worker.attach(adapter)

@@ -147,7 +147,8 @@ class WorkerEventHandler:
         ones every prediction would be too short.
 
         Of a generator three costs are learned: the time of its prompt (`cost_key`), of its whole answer
-        (`whole_cost_key`) and of one token of it (`token_cost_key`). A batch of an encoder is learned once; of a job
+        (`whole_cost_key`) and of one token of it (`token_cost_key`; less than it took where adapters took turns while
+        its prompt was read). A batch of an encoder is learned once; of a job
         that took several steps, their mean. All its rows count with the mean length of the texts of the job whose texts
         are longest, because the runtime pads rows to one length.
         """

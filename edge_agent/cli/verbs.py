@@ -62,7 +62,11 @@ def _add_demo(verbs: Any) -> None:
     verb.add_argument(
         "--models", type=Path, help="folder of the shipped recipes (default: models, or those in the wheel)"
     )
-    verb.add_argument("--stay", action="store_true", help="keep broker and daemon running until Ctrl-C, to be asked")
+    verb.add_argument(
+        "--stay",
+        action="store_true",
+        help="keep broker and daemon until Ctrl-C, to be asked (always, with --recipe)",
+    )
     verb.add_argument("--port", type=int, default=0, help="the broker's port on 127.0.0.1 (default: a free one)")
     what = verb.add_mutually_exclusive_group()
     what.add_argument("--quick", action="store_true", help="end after the first answers, by a head on the frozen base")

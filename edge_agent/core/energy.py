@@ -1,10 +1,10 @@
 """Energy in joules: of a request (`EnergyMeter`) and of one text during a trial (`per_text`), or None with the reason.
 
 A request's energy is the board's power integrated over the request's share of the computation. Between two samples the
-power is their mean (trapezoidal rule). At every moment it is divided among all requests inside a worker, by their rows;
-power while no request is inside is attributed to none. On a board without a power sensor a utilisation model supplies
-the power, and the method says that it is an estimate. With neither, or if a sample was missing while the request ran,
-the energy is None: an integral with a gap is not a measurement.
+power is their mean (trapezoidal rule). At every moment it is divided among all requests inside a worker, by their rows
+(also those that pause in a generator); power while no request is inside is attributed to none. On a board without a
+power sensor a utilisation model supplies the power, and the method says that it is an estimate. With neither, or if a
+sample was missing while the request ran, the energy is None: an integral with a gap is not a measurement.
 
 A trial runs one text after another and divides the energy of the whole board, idle power included, by the number of
 texts. Sensors are slow: an INA3221 or a PMIC shows a new value every few milliseconds to every second, and its first

@@ -140,13 +140,15 @@ def _turns_s(
     queue: Queue, job: Job, running: Collection[Job], costs: CostModel, load: GeneratorLoad, now_s: float
 ) -> float | None:
     """Seconds until a client that has no request here has its first turn (`backends.llamacpp.answer_turns`): each other
-    one reads its prompt, where it has not begun to answer, and writes for a turn.
+    one reads its prompt, where no part of its answer was sent (without a stream none is), and writes for a turn.
 
     None where it does not come in that way, or where its answer, in turn with the others, would not end in time: then
     another would only be late with it.
     """
     others = {other.key[0]: other for other in (*queue.jobs(), *running)}
-    if job.key[0] in others or len(running) >= load.sequences + ANSWERS_BEYOND:
+    # Clients that wait take the places before it.
+    inside = len(running) + len(others.keys() - {other.key[0] for other in running})
+    if job.key[0] in others or inside >= load.sequences + ANSWERS_BEYOND:
         return None
     duty = max(LEAST_DUTY_SHARE, load.duty_share)
     first_s = [

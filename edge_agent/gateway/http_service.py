@@ -272,6 +272,8 @@ async def serve(client: AsyncClient, options: GatewayOptions, ready: Callable[[i
         http=_TimedProtocol,
         ws="none",
         proxy_headers=False,
+        # Its own configuration would close the handlers of the whole process, and what they write to.
+        log_config=None,
         # Of warnings anybody could cause any number.
         log_level="error",
         access_log=False,

@@ -421,7 +421,7 @@ class Child:
             if done is None:
                 self._loaded().cancel(job_id)
                 del self._pending[job_id]
-                self._fail(job_id, 408, Cause.EXPIRED, "the deadline came while it waited for a sequence")
+                self._fail(job_id, 408, Cause.EXPIRED, "the deadline came before its answer was begun")
                 continue
             if done.outputs["completion_tokens"]:
                 self._conclude(done._replace(outputs=dict(done.outputs, finish="deadline")))

@@ -23,7 +23,7 @@ def flip(store: ModelStore) -> Path:
 
 async def state(table: Desk, wanted: str) -> str:
     """The reason of the retained status once it is so."""
-    await until(lambda: table.bodies("status") and table.bodies("status")[-1]["state"] == wanted, 20.0)
+    await until(lambda: table.bodies("status") and table.bodies("status")[-1]["state"] == wanted, 60.0)
     return str(table.bodies("status")[-1]["reason"])
 
 
@@ -46,7 +46,7 @@ def test_a_flipped_bit_is_healed_from_the_incoming_folder_and_degrades_where_no_
 
                     workers = agent.workers()
                     shutil.copy(package, agent.folder / "state" / "inbox")
-                    await until(lambda: any(not event["data"]["left"] for event in table.events("store-damaged")), 20.0)
+                    await until(lambda: any(not event["data"]["left"] for event in table.events("store-damaged")), 60.0)
                     await state(table, "online")
                     assert store.scrub() == ()
                     assert (await table.ask("q2", {"text": "x"}))["status"] == 200

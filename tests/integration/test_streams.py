@@ -162,6 +162,10 @@ def test_messages_go_through_the_models_template_and_an_adapter_answers_otherwis
             assert reply.result["usage"]["prompt_tokens"] == len("\x01user\nHello\x01\n\x01assistant\n") + 1
             texts.append(reply.result["text"])
         assert len(set(texts)) == 3
+        # Of a client of its own, since what is in the cache already is rounded otherwise.
+        async with client(agent, "fresh") as fresh:
+            reply = await fresh.infer(agent.device, "tiny", asked, 20)
+        assert reply.result["text"] == texts[0], "the adapters left nothing behind"
 
     run(agent, body)
 

@@ -16,7 +16,7 @@ from edge_agent.base.child_python import child_environment
 from tests.support import pages
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "tutorials"
-WAIT_S = 60.0
+WAIT_S = 120.0
 BROUGHT = re.compile(r"\. (\.venv|edge)/bin/activate")
 """Lines that make our programs found, as `Terminal` does."""
 

@@ -1,10 +1,10 @@
 """Which client's answer is decoded next, where more clients ask than there are sequences. Pure.
 
 A sequence is held for as long as its answer takes, which may be minutes. So an answer gives way: it is parked, and goes
-on when its client has its turn again. A client's service is the time in which its sequences were computed; a client
-that holds no sequence gets the one of a client that was served more, or that holds several, once that one's turn is
-over (start-time fair queueing; Goyal, Vin and Cheng, 1996). So the wait for a first token is a turn for each client
-that asks and not an answer for each.
+on when its client has its turn again. A client's service is its share, by tokens, of the time in which its sequences
+were computed; a client that holds no sequence gets the one of a client that was served more, or that holds several,
+once that one's turn is over (start-time fair queueing; Goyal, Vin and Cheng, 1996). So the wait for a first token is a
+turn for each client that asks and not an answer for each.
 
 Virtual time is what a client would have been served if all that ask were served alike. A client begins with it, however
 often it comes under a new name; what another is ahead counts up to `AHEAD_S`, so that nobody waits long for what it got
@@ -22,7 +22,9 @@ from typing import Protocol, TypeVar
 from edge_agent.base.limits import ANSWER_TURN_S
 
 CLIENTS_KEPT = 256
+"""Clients that have gone and are remembered, half of them after more came."""
 AHEAD_S = 4 * ANSWER_TURN_S
+"""Seconds that a client can be ahead when it comes again."""
 
 
 class Candidate(Protocol):
@@ -70,13 +72,13 @@ class AnswerTurns:
             self._forget({*inside, client})
 
     def charge(self, client: str, seconds: float) -> None:
-        """A sequence of the client was computed for so long."""
+        """A sequence of the client was computed for so long: its share of a call."""
         self._served[client] = self._served.get(client, self._time_s) + seconds
         self._time_s += seconds / self._asking
 
     def next(self, waiting: Sequence[CandidateT], holding: Iterable[Candidate]) -> CandidateT | None:
         """Which one gets the next sequence: of the clients that hold none the one that was served least, else the
-        first."""
+        first. Notes how many clients ask, for the virtual time."""
         held = Counter(one.client for one in holding)
         self._asking = max(1, len({*held, *(one.client for one in waiting)}))
         new = [one for one in waiting if not held[one.client]]

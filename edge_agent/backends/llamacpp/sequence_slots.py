@@ -117,7 +117,7 @@ class SequenceSlots:
         slot.used = self._clock
         return Place(number, slot.count, number)
 
-    def drop(self, tokens: Sequence[int]) -> None:
+    def unpark(self, tokens: Sequence[int]) -> None:
         """A parked answer has ended: its cells are a prefix like others."""
         number = self._parked(tokens)
         if number is not None:

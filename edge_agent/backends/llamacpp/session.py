@@ -516,7 +516,9 @@ class LlamaSession(Session):
         if self._active.pop(sequence.job_id, None) is not None:
             self._slots.leave(sequence.slot)
         elif self._parked.pop(sequence.job_id, None) is not None:
-            self._slots.drop(sequence.tokens)
+            self._slots.unpark(sequence.tokens)
+        else:
+            return
         self._slots.sweep(self._live().cut)
         sequence.sampler.close()
         if sequence.grammar is not None:

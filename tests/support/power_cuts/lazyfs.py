@@ -1,8 +1,8 @@
 """A folder on LazyFS: a file system in user space that keeps what is written in its own memory until `fsync`.
 
-LazyFS is a program of others (github.com/dsrhaslab/lazyfs), built beforehand. A power cut is its end by SIGKILL: either
-it does that to itself after an operation that it was told beforehand, or its cache is cleared by an order into its FIFO
-when everything that ran on it has been killed. Names are kept at once, bytes by `fsync` alone.
+LazyFS is a program of others (github.com/dsrhaslab/lazyfs), built beforehand. A power cut is either
+its end by SIGKILL after an operation that it was told beforehand, or an order into its FIFO to clear its cache when
+everything that ran on it has been killed. Names are kept at once, bytes by `fsync` alone.
 """
 
 from __future__ import annotations
@@ -101,7 +101,10 @@ class LazyFolder:
 
     def drop(self) -> None:
         """Clear the cache: what was not synced is gone. Nothing may run on it."""
-        (self._aside / "orders").write_text("lazyfs::clear-cache\n")
+        # Without a reader the opening of a FIFO fails at once in this way.
+        orders = os.open(self._aside / "orders", os.O_WRONLY | os.O_NONBLOCK)
+        os.write(orders, b"lazyfs::clear-cache\n")
+        os.close(orders)
         until_s = time.monotonic() + CLEAR_S
         said = b""
         while b"finished::clear-cache" not in said:
@@ -119,7 +122,7 @@ class LazyFolder:
         self._process.wait()
         self._process = None
         os.close(self._cleared)
-        subprocess.run(["umount", "-l", self.folder], check=True)
+        subprocess.run(["umount", "-l", self.folder], check=os.path.ismount(self.folder))
 
     def operations(self) -> list[Cut]:
         """Every change since it was mounted, as the cut that would follow it."""

@@ -24,10 +24,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from edge_agent.base.errors import EdgeError
 from edge_agent.store.inbox_packages import package_digest
@@ -164,9 +163,10 @@ class Lives:
         self._new: View = ((), ())
         self.operations: Sequence[Cut] = ()
         self.took_s = 0.0
+        self.fired = 0
 
     @contextlib.asynccontextmanager
-    async def _life(self, cut: Cut | None) -> Any:
+    async def _life(self, cut: Cut | None) -> AsyncIterator[Life]:
         name = f"{self.order.verb}-{len(self.order.installed)}-{next(self._numbers)}"
         top = self._folder / name
         agent = AgentProcess(top, self._broker.port, name)
@@ -201,10 +201,14 @@ class Lives:
         where = f"{self.order.name}, {cut}"
         async with self._life(cut if isinstance(cut, Cut) else None) as life:
             done: Callable[[], bool | None] = lambda: None  # noqa: E731 - the daemon may end before it is told anything
-            with contextlib.suppress(AssertionError):
+            try:
                 await life.power_on()
                 done = life.tell()
                 await life.until_done(done, DONE_S if isinstance(cut, Cut) else cut.after_s)
+            except AssertionError:
+                if not life.disk.dead:
+                    raise
+            self.fired += isinstance(cut, Cut) and life.disk.dead
             life.power_off(drop=True)
             await asyncio.sleep(0.05)  # an answer may be on its way
             promised = done()
@@ -343,8 +347,9 @@ async def _orders(lazyfs: Path, folder: Path, options: argparse.Namespace, tally
                 with tally.one(str(cut)):
                     before += await lives.check(cut)
             print(
-                f"{order.name}: {len(lives.operations)} operations, cut after {at_operations} of them and at"
-                f" {options.moments} random moments; {before} of {len(cuts)} before the answer",
+                f"{order.name}: {len(lives.operations)} operations, cut after {at_operations} of them ({lives.fired} came"
+                f" up again, else after the answer) and at {options.moments} random moments; {before} of {len(cuts)}"
+                " before the answer",
                 flush=True,
             )
 

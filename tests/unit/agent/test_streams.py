@@ -395,6 +395,20 @@ def test_a_client_with_nothing_inside_sends_one_job_in_although_no_sequence_is_f
     run(scenario, sequences=1)
 
 
+def test_what_a_token_takes_is_learned_from_answers() -> None:
+    """50 ms of work, 10 of them for the prompt, and eleven tokens: 4 ms each behind the first."""
+
+    async def scenario(device: Device) -> None:
+        await device.ask("1", asked())
+        await settle()
+        device.spawner.last.end("tester/1", "x" * 11)
+        await settle()
+        key, threads = device.served().token_cost_key, device.context.grant.threads
+        assert device.context.costs.predict_s(key, 1, 1, threads) == pytest.approx(0.004)
+
+    run(scenario)
+
+
 def test_beyond_the_sequences_so_many_clients_and_no_more_take_turns() -> None:
     async def scenario(device: Device) -> None:
         for number in range(ANSWERS_BEYOND + 9):

