@@ -347,9 +347,9 @@ async def _orders(lazyfs: Path, folder: Path, options: argparse.Namespace, tally
                 with tally.one(str(cut)):
                     before += await lives.check(cut)
             print(
-                f"{order.name}: {len(lives.operations)} operations, cut after {at_operations} of them ({lives.fired}"
-                f" came up again, else after the answer) and at {options.moments} random moments; {before} of {len(cuts)}"
-                " before the answer",
+                f"{order.name}: {len(lives.operations)} operations, cut after {at_operations} of them"
+                f" ({lives.fired} came up again, else after the answer) and at {options.moments} random"
+                f" moments; {before} of {len(cuts)} before the answer",
                 flush=True,
             )
 
