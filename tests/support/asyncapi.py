@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,14 @@ def schemas() -> dict[str, Any]:
         "anyOf": [*results, {"type": "array", "items": {"anyOf": results}}, {"type": "null"}],
         "default": None,
     }
-    return {**HEADERS, **found}
+    return {**HEADERS, **{name: _cleaned(schema) for name, schema in found.items()}}
+
+
+def _cleaned(schema: dict[str, Any]) -> dict[str, Any]:
+    """Without the indentation of docstrings, which depends on the Python and on what else runs in the process."""
+    if "description" in schema:
+        return {**schema, "description": inspect.cleandoc(schema["description"])}
+    return schema
 
 
 def check(document: dict[str, Any], message: str, payload: bytes) -> None:
@@ -94,10 +102,22 @@ def check(document: dict[str, Any], message: str, payload: bytes) -> None:
     jsonschema.Draft202012Validator(schema).validate(msgspec.json.decode(payload))
 
 
+class _Dumper(yaml.SafeDumper):
+    """Text of several lines as it reads."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _text)
+
+
 def _write() -> None:
     head = PATH.read_text(encoding="utf-8").split(_MARK)[0]
-    body = yaml.safe_dump(schemas(), sort_keys=False, allow_unicode=True, width=110)
-    PATH.write_text(head + _MARK + "".join(f"    {line}\n" for line in body.splitlines()), encoding="utf-8")
+    body = yaml.dump(schemas(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    lines = (f"    {line}".rstrip() + "\n" for line in body.splitlines())
+    PATH.write_text(head + _MARK + "".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":
