@@ -272,7 +272,7 @@ class ModelServer:
         if free > 0:
             return BatchLimits(free, mixed=True, active_adapters=active, held=held, may_join=served.may_compile)
         room = len(served.running) < worker.sequences + ANSWERS_BEYOND
-        may_join = functools.partial(_begins_a_turn, served, held) if room else _nothing
+        may_join = functools.partial(_begins_a_turn, served, held, room)
         return BatchLimits(1, mixed=True, active_adapters=active, held=held, may_join=may_join)
 
     async def _attach(self, served: ServedModel, batch: list[Job]) -> list[Job]:
@@ -412,13 +412,9 @@ def _fits_beside(clients: Collection[str], max_rows: int, job: Job) -> bool:
     return job.key[0] not in clients and job.rows <= max_rows
 
 
-def _begins_a_turn(served: ServedModel, held: Mapping[str, int], job: Job) -> bool:
-    """Whether a job may go into a generator without a free sequence."""
-    return not held.get(job.key[0]) and served.may_compile(job)
-
-
-def _nothing(_job: Job) -> bool:
-    return False
+def _begins_a_turn(served: ServedModel, held: Mapping[str, int], room: bool, job: Job) -> bool:
+    """Whether a job may go into a generator without a free sequence; `room`: whether its worker takes any more."""
+    return room and not held.get(job.key[0]) and served.may_compile(job)
 
 
 def _reply_topic(job: Job) -> str | None:

@@ -17,7 +17,6 @@ from tests.support import tiny_gguf
 from tests.support.needs import need
 
 LIMITS = Limits(8, 1)
-PROMPT = [256, *b"The quick brown fox jumps over the lazy dog"]
 
 
 @pytest.fixture(scope="module")

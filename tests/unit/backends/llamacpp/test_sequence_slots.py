@@ -155,3 +155,38 @@ def test_a_prefix_is_always_what_the_source_really_holds(jobs: list[tuple[int, l
         if leaves:
             slots.leave(busy.pop())
             slots.sweep(cut)
+
+
+def test_a_parked_answer_goes_on_where_it_stopped_and_what_it_computed_is_swept_by_nobody() -> None:
+    slots, cut = SequenceSlots(1, kept=1), list[tuple[int, int]]()
+    tokens = [1, 2, 3]
+    first = slots.take(0, tokens, "a")
+    slots.computed(first.slot, tokens, 2)
+    slots.park(first.slot)
+    assert slots.free == 1
+    other = slots.take(0, [7], "b")
+    assert other.slot != first.slot
+    slots.sweep(lambda slot, start: cut.append((slot, start)))
+    assert not cut
+    slots.leave(other.slot)
+    again = slots.resume(0, tokens, "a")
+    assert (again.slot, again.cached, slots.free) == (first.slot, 2, 0)
+
+
+def test_room_is_made_from_what_is_not_at_work_and_from_parked_answers_last() -> None:
+    slots, cut = SequenceSlots(2, kept=1), list[int]()
+    texts = [[number] * 4 for number in range(3)]
+    for number, text in enumerate(texts):
+        place = slots.take(0, text, str(number))
+        slots.computed(place.slot, text, 4)
+        if number == 0:
+            slots.park(place.slot)
+        if number == 1:
+            slots.leave(place.slot)
+    slots.make_room(4, 16, lambda slot, _start: cut.append(slot))
+    assert cut == [], "16 cells hold 12 tokens and 4 more"
+    slots.make_room(5, 16, lambda slot, _start: cut.append(slot))
+    assert cut == [1], "a prefix goes first"
+    slots.make_room(12, 16, lambda slot, _start: cut.append(slot))
+    assert cut == [1, 0], "then the parked answer; what is at work stays"
+    assert slots.resume(0, texts[0], "0").cached == 0, "it is read again"
